@@ -1,0 +1,1 @@
+"""Where processes run: one backend a file."""

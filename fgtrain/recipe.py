@@ -1,0 +1,122 @@
+"""What to train: a tree of frozen, typed parts with primary values only.
+
+Step counts, gradient accumulation and warm-up lengths are not here: `fgtrain.plan` computes them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from fgtrain.data import Data
+from fgtrain.models import Model
+from fgtrain.parts import Part
+
+replace = msgspec.structs.replace
+
+
+class Batch(Part):
+    """The global batch: `total` samples an optimizer step, computed as total / micro micro-batches by all ranks."""
+
+    total: int
+    micro: int
+
+
+class SGD(Part):
+    """Stochastic gradient descent with momentum; `lr` is the peak rate for the global batch."""
+
+    lr: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+
+class Adam(Part):
+    """Adam; `weight_decay` is added to the gradient (L2)."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+class AdamW(Part):
+    """Adam with decoupled weight decay."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+class Constant(Part):
+    """The peak rate throughout, after a linear warm-up of `warmup_epochs`."""
+
+    warmup_epochs: float = 0.0
+
+
+class Cosine(Part):
+    """Half a cosine from the peak rate to `final` times the peak, after a linear warm-up."""
+
+    warmup_epochs: float = 0.0
+    final: float = 0.0
+
+
+class Step(Part):
+    """The rate is multiplied by `gamma` at each of `epochs`, after a linear warm-up."""
+
+    epochs: tuple[float, ...]
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+
+
+class Ema(Part):
+    """Exponential moving average of the weights, updated each step; evaluated and exported instead of the raw ones.
+
+    The decay grows as (1 + n) / (10 + n) with the number of updates n until it reaches `decay`.
+    """
+
+    decay: float = 0.9999
+
+
+class Loader(Part):
+    """Loader processes a rank, and micro-batches each of them prepares ahead. Neither changes the data."""
+
+    workers: int = 2
+    prefetch: int = 2
+
+
+class Evaluate(Part):
+    """Evaluation on the held-out split, every so many epochs and after the last one."""
+
+    every_epochs: float = 1.0
+    micro: int = 64
+
+
+class Snapshots(Part):
+    """When to take a snapshot: every `steps` optimizer steps or `seconds`, whichever is set (one must be)."""
+
+    steps: int | None = None
+    seconds: float | None = 60.0
+
+
+class Recipe(Part):
+    """A training run, described whole."""
+
+    model: Model
+    data: Data
+    optim: SGD | Adam | AdamW
+    batch: Batch
+    epochs: float
+    schedule: Constant | Cosine | Step = Constant()
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    ema: Ema | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    determinism: Literal["samples"] = "samples"
+    seed: int = 0
+    loader: Loader = Loader()
+    evaluate: Evaluate = Evaluate()
+    snapshots: Snapshots = Snapshots()

@@ -1,0 +1,93 @@
+"""Stores: bytes by key. Each file in this package is one, found by the scheme of its URL.
+
+Keys are `/`-separated, relative, without empty, `.` or `..` segments. Objects are written whole: a reader sees all
+of an object's bytes or none. The contract is `tests/contracts/store.py`; every store passes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from fgtrain.errors import UserError
+
+
+class Entry(NamedTuple):
+    """One object of a listing: its key, size in bytes and time of last write (Unix seconds)."""
+
+    key: str
+    bytes_: int
+    modified: float
+
+
+class Abilities(NamedTuple):
+    """What a store was seen to do: some vendors accept a conditional create and ignore the condition."""
+
+    conditional_create: bool
+
+
+class Store(Protocol):
+    """Bytes by key, below one URL."""
+
+    url: str
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Write an object, replacing the one that is there.
+
+        Raises:
+            StoreUnavailable: it may or may not have been written.
+        """
+
+    def create(self, key: str, data: bytes | memoryview) -> None:
+        """Write an object only if there is none: of several callers, one wins.
+
+        Raises:
+            KeyExists: an object with this key is there already.
+            StoreUnavailable: it may or may not have been written.
+        """
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Read an object, or its bytes [start, end).
+
+        Raises:
+            KeyMissing: no such object.
+            StoreUnavailable: worth another try.
+        """
+
+    def head(self, key: str) -> Entry:
+        """Describe an object.
+
+        Raises:
+            KeyMissing: no such object.
+            StoreUnavailable: worth another try.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield the objects whose key starts with `prefix` (a plain string), in key order, however many there are."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    def check(self) -> Abilities:
+        """Write, create twice, read and delete a probe, so that a bad store is found before anything starts.
+
+        Raises:
+            UserError: names the URL and what to do (create the bucket, set credentials, grant writing, ...).
+        """
+
+
+def open_store(url: str) -> Store:
+    """Open the store at a URL such as `file:///runs`, a bare path, `s3://bucket/prefix` or `memory://name`.
+
+    Raises:
+        UserError: unknown scheme, or the extra that it needs is not installed.
+    """
+    scheme = urlsplit(url).scheme if "://" in url else "file"
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    if scheme not in known:
+        raise UserError(f"store {url}: unknown scheme {scheme!r}; there are {', '.join(known)}")
+    store: Store = importlib.import_module(f"{__name__}.{scheme}").open_store(url)
+    return store
