@@ -1,0 +1,124 @@
+"""This machine, as any number of nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster import ClusterError, Command, Node
+
+_MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
+
+
+class LocalProcess:
+    """A program in a session of its own, and all that came of it."""
+
+    def __init__(self, node: Node, command: Command) -> None:
+        self._mark = f"{node.folder}#{command.log}#{os.urandom(4).hex()}"
+        env = os.environ | dict(command.env) | {_MARK: self._mark}
+        log = Path(node.folder) / command.log
+        with log.open("ab") as out:
+            try:
+                self._popen = subprocess.Popen(
+                    command.argv,
+                    env=env,
+                    cwd=command.cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ClusterError(f"cannot start {command.argv[0]}: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        """See `Process`."""
+        return self._popen.pid
+
+    def poll(self) -> int | None:
+        """See `Process`."""
+        return self._popen.poll()
+
+    def terminate(self) -> None:
+        """See `Process`."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+
+    def kill(self) -> None:
+        """See `Process`."""
+        if self._popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        while pids := list(_marked(self._mark)):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._popen.wait()
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """Yield living processes (zombies aside) that carry a mark in their environment; none where there is no /proc."""
+    if sys.platform != "linux":
+        return
+    needle = f"{_MARK}={mark}".encode()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if needle in (folder / "environ").read_bytes().split(b"\0"):
+                    yield int(folder.name)
+
+
+class LocalCluster:
+    """Nodes that are folders of this machine; each process group stands for a machine's processes."""
+
+    name = "local"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def nodes(self, run: str, count: int) -> list[Node]:
+        """See `Cluster`."""
+        nodes = [Node(f"node{i}", "127.0.0.1", str(self._root / run / f"node{i}")) for i in range(count)]
+        for node in nodes:
+            try:
+                Path(node.folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ClusterError(f"cannot make the working folder {node.folder}: {error.strerror}") from error
+        return nodes
+
+    def free_port(self, node: Node) -> int:
+        """See `Cluster`."""
+        with socket.socket() as probe:
+            probe.bind((node.address, 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    def port_in_use(self, node: Node, port: int) -> bool:
+        """See `Cluster`."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((node.address, port))
+            except OSError:
+                return True
+            return False
+
+    def start(self, node: Node, command: Command) -> LocalProcess:
+        """See `Cluster`."""
+        return LocalProcess(node, command)
+
+    def read(self, node: Node, name: str, offset: int) -> bytes:
+        """See `Cluster`."""
+        try:
+            with (Path(node.folder) / name).open("rb") as file:
+                file.seek(offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""

@@ -1,0 +1,55 @@
+"""What is left for the user when the last step is committed: weights, metrics, TensorBoard, the result."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import msgspec
+
+from fgtrain.journal import Journal
+from fgtrain.manifest import Manifest
+from fgtrain.runstore import Result, RunFile, RunStore
+from fgtrain.state import State
+from fgtrain.tensorboard import ScalarWriter
+
+
+def publish(run: RunFile, runs: RunStore, state: State, manifest: Manifest, journal: Journal) -> None:
+    """Write the run's results into the store; `result.json` comes last. Doing it again changes nothing."""
+    lines = runs.log_lines(manifest, "metrics")
+    runs.store.put(runs.key("metrics.jsonl"), lines)
+    runs.store.put(runs.key("weights.safetensors"), _weights(state, run))
+    rows = [json.loads(line) for line in lines.splitlines()]
+    _publish_board(runs, rows)
+    last = next((r for r in reversed(rows) if "val_top1" in r), {})
+    result = Result(
+        step=manifest.step,
+        weights=manifest.weights,
+        last={k: v for k, v in last.items()},
+        best=state.best,
+        bad_images=len(state.bad_images),
+    )
+    runs.write("result.json", result)
+    journal.event("done", **msgspec.to_builtins(result))
+
+
+def _weights(state: State, run: RunFile) -> bytes:
+    """Encode the weights that were evaluated (the moving average, if there is one)."""
+    from safetensors.torch import save
+
+    with state.ema.applied(state.net) if state.ema else nullcontext():
+        tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.net.state_dict().items()}
+    return save(tensors, metadata={"run": run.name, "recipe": run.recipe_digest, "step": str(state.step)})
+
+
+def _publish_board(runs: RunStore, rows: list[dict[str, float]]) -> None:
+    """Write one event file for the whole committed lineage, whatever attempts and nodes it ran on."""
+    with tempfile.TemporaryDirectory() as folder:
+        board = ScalarWriter(Path(folder))
+        for row in rows:
+            board.add(int(row["step"]), row)
+        board.close()
+        for file in Path(folder).iterdir():
+            runs.store.put(runs.key("tensorboard/events.out.tfevents.0.lineage"), file.read_bytes())

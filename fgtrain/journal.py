@@ -1,0 +1,89 @@
+"""What a run says of itself while it goes: events for displays, TensorBoard, and the lines that snapshots commit."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fgtrain.place import Place
+from fgtrain.step import StepReport
+from fgtrain.tensorboard import ScalarWriter
+
+_EVENT_PERIOD_S = 0.2  # displays need no more than five step events a second
+
+Lines = dict[str, list[tuple[int, str]]]
+
+
+class Journal:
+    """Rank 0 writes `events.jsonl` and TensorBoard files in its node's folder; every rank keeps lines to commit."""
+
+    def __init__(self, folder: Path, place: Place) -> None:
+        self._place = place
+        self._events = (folder / "events.jsonl").open("a", encoding="utf-8") if place.leads else None
+        self._board = ScalarWriter(folder / "tensorboard") if place.leads else None
+        self._lines: Lines = {}
+        self._last_event = 0.0
+        self._last_step = time.perf_counter()
+        self._images_per_s = 0.0
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Tell displays something."""
+        if self._events:
+            self._events.write(json.dumps({"event": kind, "time": time.time(), **fields}, ensure_ascii=False) + "\n")
+            self._events.flush()
+
+    def begin(self) -> None:
+        """Start the clock of the first step."""
+        self._last_step = time.perf_counter()
+
+    def step(self, step: int, epoch: float, report: StepReport) -> None:
+        """Record a step that was taken (`step` counts it)."""
+        for micro_batch, ids in report.ids:
+            self._keep("samples", step, {"step": step - 1, "micro": micro_batch, "ids": ids})
+        if not self._place.leads:
+            return
+        now = time.perf_counter()
+        speed = report.samples / max(now - self._last_step, 1e-9)
+        self._images_per_s = 0.9 * self._images_per_s + 0.1 * speed if self._images_per_s else speed
+        self._last_step = now
+        row = {"step": step, "epoch": round(epoch, 4), "loss": report.loss, "lr": report.rate}
+        self._metric(step, row | {"images_per_s": round(speed, 2)})
+        if now - self._last_event >= _EVENT_PERIOD_S:
+            self._last_event = now
+            self.event("step", **row, images_per_s=round(self._images_per_s, 2))
+
+    def evaluation(self, step: int, epoch: float, result: dict[str, float]) -> None:
+        """Record an evaluation after `step` steps."""
+        if self._place.leads:
+            row = {"step": step, "epoch": round(epoch, 4)} | {f"val_{k}": v for k, v in result.items()}
+            self._metric(step, row)
+            self.event("evaluation", **row)
+        self._last_step = time.perf_counter()
+
+    def take_lines(self) -> Lines:
+        """Hand over the lines since the last commit; `give_back` them if the commit fails."""
+        lines, self._lines = self._lines, {}
+        return lines
+
+    def give_back(self, lines: Lines) -> None:
+        """Put lines back in front of those that came since."""
+        for log, newer in self._lines.items():
+            lines.setdefault(log, []).extend(newer)
+        self._lines = lines
+
+    def _metric(self, step: int, row: dict[str, Any]) -> None:
+        self._keep("metrics", step, row)
+        if self._board:
+            self._board.add(step, row)
+
+    def _keep(self, log: str, step: int, row: dict[str, Any]) -> None:
+        self._lines.setdefault(log, []).append((step, json.dumps(row)))
+
+    def close(self) -> None:
+        """Flush and close files."""
+        if self._board:
+            self._board.close()
+        if self._events:
+            self._events.close()

@@ -1,0 +1,68 @@
+"""Where this process stands in the run: rank, world size, device, and the process group it talks through."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process's rank in a world of `size`, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+
+def join(timeout_s: float) -> Place:
+    """Join the process group that torchrun's environment describes; a lone process needs no environment.
+
+    CPU tensors travel by gloo, CUDA tensors by NCCL. A collective that takes longer than `timeout_s` fails.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size > 1:
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    return Place(rank, size, local_rank, device)
+
+
+def leave() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agree(value: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+    """All-reduce `value` in place over the world and return it."""
+    if dist.is_initialized():
+        dist.all_reduce(value, op=op)
+    return value
+
+
+def from_leader(value: T, place: Place) -> T:
+    """Return rank 0's `value` on every rank."""
+    if place.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

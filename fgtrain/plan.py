@@ -1,0 +1,130 @@
+"""Plan: recipe x data x world, by pure arithmetic.
+
+The samples of a run form one stream of positions: epoch 0 in its keyed order, then epoch 1, and so on. Step s takes
+positions [s * total, (s + 1) * total); its micro-batch g takes `micro` of them. Steps run across epoch boundaries, so
+every step but the run's last is full and every epoch is seen exactly once. Nothing here depends on the world size
+except who computes which micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from fgtrain.errors import RecipeError
+from fgtrain.recipe import Constant, Cosine, Recipe, Step
+
+
+class World(msgspec.Struct, frozen=True):
+    """`nodes` machines with `gpus` processes each (one a GPU; CPU processes where there is none)."""
+
+    nodes: int
+    gpus: int
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.gpus
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recipe comes to on one data set. All lengths in samples or optimizer steps, as named."""
+
+    samples: int
+    positions: int
+    total: int
+    micro: int
+    micro_batches: int
+    steps: int
+    warmup_steps: int
+    evaluate_steps: tuple[int, ...]
+
+    def epoch_at(self, step: int) -> float:
+        """Return how many epochs have been seen after `step` steps."""
+        return min(step * self.total, self.positions) / self.samples
+
+    def batch(self, step: int, micro_batch: int) -> range:
+        """Return the positions of one micro-batch; shorter, or empty, only in the run's last step."""
+        start = step * self.total + micro_batch * self.micro
+        return range(min(start, self.positions), min(start + self.micro, self.positions))
+
+    def batch_samples(self, step: int) -> int:
+        """Return how many samples a step sees: `total`, except in the last."""
+        return min((step + 1) * self.total, self.positions) - step * self.total
+
+
+def make_plan(recipe: Recipe, samples: int) -> Plan:
+    """Work out the plan of a recipe on `samples` training samples.
+
+    Raises:
+        RecipeError: a batch that is not a whole number of micro-batches, or a run without a single step.
+    """
+    total, micro = recipe.batch.total, recipe.batch.micro
+    if micro < 1 or total < 1 or total % micro:
+        raise RecipeError(
+            f"batch.total={total} is not a whole number of micro-batches of batch.micro={micro}:"
+            f" --set batch.total={max(1, round(total / max(micro, 1))) * max(micro, 1)}, for example"
+        )
+    positions = round(recipe.epochs * samples)
+    if positions < 1:
+        raise RecipeError(f"epochs={recipe.epochs} of {samples} samples is no training: raise epochs")
+    steps = math.ceil(positions / total)
+    return Plan(
+        samples=samples,
+        positions=positions,
+        total=total,
+        micro=micro,
+        micro_batches=total // micro,
+        steps=steps,
+        warmup_steps=round(recipe.schedule.warmup_epochs * samples / total),
+        evaluate_steps=_evaluate_steps(recipe.evaluate.every_epochs * samples / total, steps),
+    )
+
+
+def _evaluate_steps(every_steps: float, steps: int) -> tuple[int, ...]:
+    """Return the steps after which to evaluate: the first at or past each multiple of `every_steps`, and the last."""
+    if every_steps <= 0:
+        return (steps,)
+    due = {math.ceil(k * every_steps) for k in range(1, int(steps / every_steps) + 1)}
+    return tuple(sorted({s for s in due if 0 < s < steps} | {steps}))
+
+
+def check_world(plan: Plan, world: World) -> None:
+    """Refuse a world that cannot share the global batch.
+
+    Raises:
+        RecipeError: fewer micro-batches than ranks, or no ranks at all.
+    """
+    if world.nodes < 1 or world.gpus < 1:
+        raise RecipeError(f"--nodes {world.nodes} --gpus {world.gpus}: both must be 1 or more")
+    if world.size > plan.micro_batches:
+        fits = max(d for d in range(1, plan.total // world.size + 1) if plan.total % d == 0) if (
+            plan.total >= world.size
+        ) else 0
+        fix = f"--set batch.micro={fits}" if fits else f"--set batch.total={world.size * plan.micro}"
+        raise RecipeError(
+            f"batch.total={plan.total} in micro-batches of {plan.micro} makes {plan.micro_batches},"
+            f" which {world.size} processes cannot share: {fix}, or ask for fewer nodes or GPUs"
+        )
+
+
+def share(micro_batches: int, rank: int, size: int) -> range:
+    """Return the micro-batches of a global batch that a rank computes: contiguous, even to within one."""
+    return range(micro_batches * rank // size, micro_batches * (rank + 1) // size)
+
+
+def rate(recipe: Recipe, plan: Plan, step: int) -> float:
+    """Return the learning rate of a step (0-based): linear warm-up, then the schedule."""
+    schedule, warmup = recipe.schedule, plan.warmup_steps
+    if step < warmup:
+        return recipe.optim.lr * (step + 1) / warmup
+    match schedule:
+        case Constant():
+            factor = 1.0
+        case Cosine(final=final):
+            progress = (step - warmup) / max(1, plan.steps - warmup)
+            factor = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+        case Step(epochs=epochs, gamma=gamma):
+            factor = gamma ** sum(step >= round(e * plan.samples / plan.total) for e in epochs)
+    return recipe.optim.lr * factor

@@ -1,0 +1,210 @@
+"""What a run keeps in its store, and under which keys.
+
+    runs/<run>/run.json                      recipe, plan, digests: written once, by create
+    runs/<run>/status.json                   last word of the supervisor
+    runs/<run>/stop                          present: someone asked the run to stop
+    runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
+    runs/<run>/manifests/<step>-<attempt>    one committed snapshot
+    runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
+    runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
+    chunks/<hh>/<sha256>                     contents, shared by all runs of the store
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from fgtrain import manifest as manifests
+from fgtrain.errors import Corrupt, KeyExists, KeyMissing
+from fgtrain.manifest import Manifest
+from fgtrain.parts import from_json, to_json
+from fgtrain.plan import Plan, World
+from fgtrain.recipe import Recipe
+from fgtrain.stores import Store
+
+T = TypeVar("T")
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: everything a node needs to know, and where it came from."""
+
+    name: str
+    created: float
+    recipe: Recipe
+    recipe_digest: str
+    recipe_file: str
+    overrides: tuple[str, ...]
+    plan: Plan
+    world: World
+    data_digest: str
+    cwd: str
+    code: dict[str, str]
+    environment: dict[str, str]
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One incarnation of the workers: which step it started from, on how many ranks, when (Unix seconds)."""
+
+    attempt: int
+    step: int
+    world: int
+    started: float
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a worker gave up. `time` in Unix seconds; attempt 0: it failed before the attempt began.
+
+    Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else).
+    """
+
+    attempt: int
+    rank: int
+    time: float
+    kind: str
+    message: str
+    traceback: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended: its last step, the digest of its weights, its last evaluation and its best."""
+
+    step: int
+    weights: str
+    last: dict[str, float]
+    best: dict[str, float]
+    bad_images: int
+
+
+class RunStore:
+    """One run's corner of a store."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self.store = store
+        self.run = run
+        self.prefix = f"runs/{run}/"
+
+    def key(self, name: str) -> str:
+        """Return the store key of one of this run's objects."""
+        return self.prefix + name
+
+    def read(self, name: str, type_: type[T]) -> T:
+        """Read a JSON object.
+
+        Raises:
+            KeyMissing: it is not there.
+            Corrupt: it cannot be read as `type_`.
+        """
+        data = self.store.get(self.key(name))
+        try:
+            return from_json(data, type_)
+        except (msgspec.DecodeError, TypeError) as error:
+            raise Corrupt(f"{self.key(name)}: {error}") from error
+
+    def read_all(self, folder: str, type_: type[T]) -> list[T]:
+        """Read every JSON object of a folder, in key order."""
+        start = len(self.prefix)
+        return [self.read(e.key[start:], type_) for e in self.store.list(self.key(folder + "/"))]
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON object, replacing the old one."""
+        self.store.put(self.key(name), to_json(value))
+
+    def create(self, name: str, value: Any) -> None:
+        """Write a JSON object that must not exist yet.
+
+        Raises:
+            KeyExists: it does.
+        """
+        self.store.create(self.key(name), to_json(value))
+
+    def exists(self, name: str) -> bool:
+        """Tell whether an object is there."""
+        try:
+            self.store.head(self.key(name))
+        except KeyMissing:
+            return False
+        return True
+
+    # -- attempts -------------------------------------------------------------------------------------------------
+
+    def attempts(self) -> list[int]:
+        """Return the numbers of all attempts so far, rising."""
+        return [int(e.key.rsplit("/", 1)[1].removesuffix(".json")) for e in self.store.list(self.key("attempts/"))]
+
+    def take_attempt(self, step: int, world: int) -> Attempt:
+        """Become the newest attempt; every older one may no longer commit."""
+        number = max(self.attempts(), default=0) + 1
+        while True:
+            attempt = Attempt(attempt=number, step=step, world=world, started=time.time())
+            try:
+                self.create(f"attempts/{number:05d}.json", attempt)
+            except KeyExists:
+                number += 1
+            else:
+                return attempt
+
+    # -- manifests ------------------------------------------------------------------------------------------------
+
+    def manifest_names(self) -> list[str]:
+        """Return the names of all committed manifests, rising by step, then attempt."""
+        return [e.key.rsplit("/", 1)[1] for e in self.store.list(self.key("manifests/"))]
+
+    def manifest(self, name: str) -> Manifest:
+        """Read one manifest.
+
+        Raises:
+            KeyMissing, Corrupt
+        """
+        return manifests.decode(self.store.get(self.key(f"manifests/{name}")))
+
+    def manifests_newest_first(self) -> Iterator[Manifest | Corrupt]:
+        """Yield the run's manifests from the newest, in place of an unreadable one why it is so."""
+        for name in reversed(self.manifest_names()):
+            try:
+                yield self.manifest(name)
+            except Corrupt as error:
+                yield Corrupt(f"snapshot {name}: {error}")
+
+    def commit(self, manifest: Manifest) -> None:
+        """Commit a snapshot.
+
+        Raises:
+            KeyExists: this attempt has committed this step already.
+        """
+        self.store.create(self.key(f"manifests/{manifest.name}"), manifests.encode(manifest))
+
+    # -- chunks ---------------------------------------------------------------------------------------------------
+
+    def put_chunk(self, data: bytes | memoryview) -> str:
+        """Store contents and return their digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        self.store.put(manifests.chunk_key(digest), data)
+        return digest
+
+    def get_chunk(self, digest: str) -> bytes:
+        """Read and verify contents.
+
+        Raises:
+            Corrupt: missing, truncated or altered.
+        """
+        try:
+            data = self.store.get(manifests.chunk_key(digest))
+        except KeyMissing as error:
+            raise Corrupt(f"chunk {digest[:12]} is missing") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise Corrupt(f"chunk {digest[:12]} is not what was written")
+        return data
+
+    def log_lines(self, manifest: Manifest, log: str) -> bytes:
+        """Return the JSON lines of one log over the committed lineage that ends at `manifest`."""
+        return b"".join(self.get_chunk(s.chunk) for s in manifest.logs.get(log, ()))
+
+
+def run_names(store: Store) -> list[str]:
+    """Return the names of the runs that a store holds."""
+    return sorted({e.key.split("/")[1] for e in store.list("runs/") if e.key.endswith("/run.json")})

@@ -1,0 +1,1 @@
+"""Snapshots of training state: laid out, written by all ranks, committed by a manifest, read back."""

@@ -1,0 +1,112 @@
+"""The state of a training run: everything that the next step depends on, as tensors and JSON values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fgtrain.ema import MovingAverage
+from fgtrain.errors import Corrupt
+
+Tensors = dict[str, dict[str, torch.Tensor]]
+
+
+class State:
+    """Network, optimizer, scaler, moving average, and where the run stands (`step`, `best`)."""
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        ema: MovingAverage | None,
+    ) -> None:
+        self.net = net
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.ema = ema
+        self.step = 0
+        self.best: dict[str, float] = {}
+        self.bad_images: dict[str, str] = {}
+        self._names = {p: n for n, p in net.named_parameters()}
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> Tensors:
+        """Return the live tensors by group; weights come first by name, then optimizer state, then averages."""
+        frozen, trained = {}, {}
+        parameters = dict(self.net.named_parameters())
+        for name, t in self.net.state_dict(keep_vars=True).items():
+            still = name in parameters and not parameters[name].requires_grad
+            (frozen if still else trained)[f"model/{name}"] = t
+        groups: Tensors = {"frozen": frozen, "model": trained, "optim": {}}
+        for p, slots in self.optimizer.state.items():
+            tensors = {f"optim/{self._names[p]}/{k}": v for k, v in slots.items() if isinstance(v, torch.Tensor)}
+            groups["optim"] |= tensors
+        if self.ema:
+            groups["ema"] = {f"ema/{n}": t for n, t in self.ema.tensors.items()}
+        return {g: t for g, t in groups.items() if t}
+
+    def values(self) -> dict[str, Any]:
+        """Return what is not a tensor."""
+        slots = {
+            self._names[p]: {k: v for k, v in s.items() if not isinstance(v, torch.Tensor)}
+            for p, s in self.optimizer.state.items()
+        }
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        return {
+            "step": self.step,
+            "best": self.best,
+            "bad_images": self.bad_images,
+            "optim": {"slots": slots, "groups": groups},
+            "scaler": self.scaler.state_dict(),
+            "ema": {"updates": self.ema.updates} if self.ema else None,
+        }
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def load(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Take over a state.
+
+        Raises:
+            Corrupt: a component is missing, unknown, or of another shape.
+        """
+        self._load_weights({n[6:]: t for n, t in tensors.items() if n.startswith("model/")})
+        self._load_optimizer({n[6:]: t for n, t in tensors.items() if n.startswith("optim/")}, values["optim"])
+        self.scaler.load_state_dict(values["scaler"])
+        if self.ema:
+            if values["ema"] is None:
+                raise Corrupt("the snapshot has no moving average, and the recipe asks for one")
+            self.ema.load({n[4:]: t for n, t in tensors.items() if n.startswith("ema/")}, values["ema"]["updates"])
+        self.step = values["step"]
+        self.best = values["best"]
+        self.bad_images = values["bad_images"]
+
+    def _load_weights(self, saved: dict[str, torch.Tensor]) -> None:
+        live = self.net.state_dict(keep_vars=True)
+        if saved.keys() != live.keys():
+            raise Corrupt(f"snapshot and network differ in {sorted(saved.keys() ^ live.keys())[:5]}")
+        with torch.no_grad():
+            for name, tensor in live.items():
+                if tensor.shape != saved[name].shape:
+                    raise Corrupt(f"{name}: {tuple(saved[name].shape)} in the snapshot, {tuple(tensor.shape)} here")
+                tensor.copy_(saved[name])
+
+    def _load_optimizer(self, saved: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Rebuild torch's own form of optimizer state, which numbers parameters; what was absent stays absent."""
+        slots: dict[str, dict[str, Any]] = {n: dict(s) for n, s in values["slots"].items()}
+        for path, tensor in saved.items():
+            name, slot = path.rsplit("/", 1)
+            slots.setdefault(name, {})[slot] = tensor.clone()
+        own = self.optimizer.state_dict()
+        numbers = [i for g in own["param_groups"] for i in g["params"]]
+        live = [p for g in self.optimizer.param_groups for p in g["params"]]
+        ids = {self._names[p]: i for p, i in zip(live, numbers, strict=True)}
+        if unknown := slots.keys() - ids.keys():
+            raise Corrupt(f"the snapshot's optimizer knows parameters that train no more: {sorted(unknown)[:5]}")
+        groups = [dict(g, params=o["params"]) for g, o in zip(values["groups"], own["param_groups"], strict=True)]
+        for group in groups:
+            if "betas" in group:
+                group["betas"] = tuple(group["betas"])
+        self.optimizer.load_state_dict({"state": {ids[n]: s for n, s in slots.items()}, "param_groups": groups})

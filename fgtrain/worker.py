@@ -1,0 +1,136 @@
+"""One rank: `python -m fgtrain.worker --store URL --run NAME --folder DIR`, started by an agent."""
+
+from __future__ import annotations
+
+import os
+
+from fgtrain.lifeline import die_with_parent
+
+if __name__ == "__main__":  # before the slow imports: an agent may die while they go on
+    die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from fgtrain.errors import FglaunchError, UserError
+from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
+from fgtrain.stores import open_store
+
+COLLECTIVE_TIMEOUT_S = 300.0
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop; the snapshot is committed
+EXIT_USER = 2
+
+
+class Notice:
+    """Whether this process has been asked to stop (SIGTERM: preemption, or the user's Ctrl-C passed on)."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGTERM, self._take)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+class Log:
+    """This process's output goes to a file of its own, named once its attempt is known."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "logs"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / f"starting-{os.getpid()}.log"
+        fd = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+    def rename(self, attempt: int, rank: int) -> None:
+        """Call the file by attempt and rank."""
+        self._path = self._path.rename(self._folder / f"{attempt:05d}-{rank:05d}.log")
+
+
+def main() -> int:
+    """Run one rank and return its exit code."""
+    parser = argparse.ArgumentParser(prog="fgtrain.worker")
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--folder", required=True, type=Path)
+    args = parser.parse_args()
+    log = Log(args.folder)
+    notice = Notice()
+    runs = RunStore(open_store(args.store), args.run)
+    progress = _Progress(log)
+    try:
+        return 0 if _train(runs, args.folder, progress, notice) else EXIT_STOPPED
+    except Exception as error:
+        traceback.print_exc()
+        _report(runs, progress, error)
+        return EXIT_USER if isinstance(error, UserError) else 1
+
+
+class _Progress:
+    """What a failure report needs to know."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.attempt: Attempt | None = None
+        self.rank = int(os.environ.get("RANK", "0"))
+
+    def begun(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.log.rename(attempt.attempt, self.rank)
+
+
+def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) -> bool:
+    from fgtrain import place as places
+    from fgtrain.dataindex import index_digest, usable
+    from fgtrain.train import train
+
+    run = runs.read("run.json", RunFile)
+    index, _ = usable(run.recipe.data, run.recipe.data.index())
+    if index_digest(index) != run.data_digest:
+        raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")
+    place = places.join(COLLECTIVE_TIMEOUT_S)
+    done = train(run, index, runs, place, folder, begun=progress.begun, stop_asked=lambda: notice.received)
+    places.leave()
+    return done
+
+
+def _report(runs: RunStore, progress: _Progress, error: Exception) -> None:
+    """Leave the reason in the store, for the supervisor and the user; a store that fails too must not hide it."""
+    attempt = progress.attempt.attempt if progress.attempt else 0
+    failure = Failure(
+        attempt=attempt,
+        rank=progress.rank,
+        time=time.time(),
+        kind=_kind(error),
+        message=f"{error}" if isinstance(error, FglaunchError) else f"{type(error).__name__}: {error}",
+        traceback=traceback.format_exc(),
+    )
+    try:
+        runs.write(f"errors/{attempt:05d}-{progress.rank:05d}-{os.getpid()}.json", failure)
+    except FglaunchError:
+        traceback.print_exc()
+
+
+def _kind(error: Exception) -> str:
+    """Tell the user's mistakes, and a rank that only lost its peers, from failures of this rank's own."""
+    if isinstance(error, UserError):
+        return "user"
+    import torch.distributed as dist
+
+    lost_peer = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "store->get")
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in lost_peer)):
+        return "peer"
+    return "error"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""The supervisor of a detached run: `python -m launcher.background STORE RUN NODES GPUS [PORT]`."""
+
+from __future__ import annotations
+
+import sys
+
+from fgtrain.plan import World
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+from launcher.foreground import supervise_here
+from launcher.status import existing_run
+
+
+def main() -> int:
+    """Supervise the run to its end."""
+    url, name, nodes, gpus, *port = sys.argv[1:]
+    runs = RunStore(open_store(url), name)
+    return supervise_here(existing_run(runs), runs, World(int(nodes), int(gpus)), int(port[0]) if port else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""`fglaunch`: argument parsing. Commands are imported when they are called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "run": "train a recipe (the word `run` may be left out)",
+    "show": "print a recipe, each value with where it came from",
+    "ps": "list runs",
+    "logs": "print a run's logs",
+    "attach": "watch a run that goes on elsewhere",
+    "stop": "stop a run; it can be resumed",
+    "resume": "go on with a run from its newest snapshot",
+    "snapshots": "list a run's snapshots",
+    "samples": "print which samples the committed steps of a run saw",
+    "data": "fetch data sets",
+    "doctor": "check this machine",
+    "completion": "print a shell completion script",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="fglaunch",
+        description="Train a recipe on any GPUs, and finish.",
+        epilog="`fglaunch RECIPE ...` is short for `fglaunch run RECIPE ...`.",
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    sub = top.add_subparsers(dest="command", metavar="COMMAND")
+    adders = {
+        "run": _add_run,
+        "show": _add_show,
+        "ps": lambda p: None,
+        "logs": _add_logs,
+        "attach": _add_run_name,
+        "stop": _add_run_name,
+        "resume": _add_resume,
+        "snapshots": _add_run_name,
+        "samples": _add_run_name,
+        "data": _add_data,
+        "doctor": lambda p: None,
+        "completion": _add_completion,
+    }
+    for name, help_ in COMMANDS.items():
+        p = sub.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        adders[name](p)
+        if name in ("show", "ps", "snapshots", "samples", "doctor"):
+            p.add_argument("--json", action="store_true", help="print JSON")
+        if name not in ("show", "data", "completion"):
+            p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./runs)")
+    return top
+
+
+def _add_recipe(p: argparse.ArgumentParser) -> None:
+    p.add_argument("recipe", metavar="RECIPE", help="a recipe file, or FILE.py:NAME").complete = {  # type: ignore[attr-defined]
+        "bash": "_shtab_compgen_files",
+        "zsh": "_files -g '*.py'",
+    }
+    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a value")
+
+
+def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) -> None:
+    p.add_argument("--nodes", type=int, default=nodes, metavar="N", help="machines (default: %(default)s)")
+    p.add_argument("--gpus", type=int, default=gpus, metavar="N", help="GPUs a node (default: %(default)s)")
+    p.add_argument("--port", type=int, metavar="N", help="where agents meet (default: a free port)")
+    p.add_argument("--detach", action="store_true", help="go on in the background")
+
+
+def _add_run(p: argparse.ArgumentParser) -> None:
+    _add_recipe(p)
+    _add_world(p, 1, 1)
+    p.add_argument("--name", help="the run's name (default: made up from the recipe's and the time)")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and every command line; start nothing")
+
+
+def _add_show(p: argparse.ArgumentParser) -> None:
+    _add_recipe(p)
+
+
+def _add_run_name(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN", help="a run's name")
+
+
+def _add_logs(p: argparse.ArgumentParser) -> None:
+    _add_run_name(p)
+    p.add_argument("-f", "--follow", action="store_true", help="go on printing what is added")
+    p.add_argument("--rank", type=int, metavar="R", help="of this rank only")
+    p.add_argument("--attempt", type=int, metavar="A", help="of this attempt only (default: the newest)")
+
+
+def _add_resume(p: argparse.ArgumentParser) -> None:
+    _add_run_name(p)
+    _add_world(p, None, None)
+    p.add_argument("--as-recorded", action="store_true", help="use the recorded recipe even if its file has changed")
+
+
+def _add_data(p: argparse.ArgumentParser) -> None:
+    sub = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    get = sub.add_parser("get", help="download and unpack a data set")
+    get.add_argument("name", metavar="NAME", help="the data set, for example cub200")
+    get.add_argument("--into", default="data", metavar="DIR", help="where to (default: %(default)s)")
+    get.add_argument("--mirror", metavar="URL", help="download from here instead; the checksum stays")
+
+
+def _add_completion(p: argparse.ArgumentParser) -> None:
+    p.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell")
+
+
+def _with_command(argv: Sequence[str]) -> list[str]:
+    """Put in the `run` that may be left out."""
+    words = list(argv)
+    first = words[0] if words else "--help"
+    if first in COMMANDS or first in ("-h", "--help", "--version"):
+        return words or ["--help"]
+    return ["run", *words]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fglaunch` and return its exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    args = parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+    if args.version:
+        from fgtrain import __version__
+
+        print(f"fglaunch {__version__}")
+        return 0
+    if args.command is None:
+        parser().print_help()
+        return 2
+    from launcher.commands import call
+
+    return call(args)

@@ -1,0 +1,55 @@
+"""`fglaunch attach RUN`: watch a run whose supervisor is another process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from cluster.local import LocalCluster
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+from launcher.display import make_display
+from launcher.foreground import conclude, resume_command, say
+from launcher.prepare import default_store
+from launcher.status import Status, existing_run, live_state, read_status
+from launcher.supervisor import Outcome, work_root
+
+_POLL_S = 0.2
+
+
+def call(args: argparse.Namespace) -> int:
+    """Show the run's events until it ends; Ctrl-C leaves the run alone."""
+    runs = RunStore(open_store(args.store or default_store()), args.run)
+    run = existing_run(runs)
+    status = read_status(runs)
+    cluster = LocalCluster(work_root())
+    nodes = cluster.nodes(run.name, len(status.nodes) if status else 1)
+    offsets = dict.fromkeys((n.name for n in nodes), 0)
+    display = make_display()
+    try:
+        while True:
+            ended = live_state(status) != "running"
+            for node in nodes:
+                data = cluster.read(node, "events.jsonl", offsets[node.name])
+                whole = data[: data.rfind(b"\n") + 1]
+                offsets[node.name] += len(whole)
+                for line in whole.splitlines():
+                    display(json.loads(line))
+            if ended:
+                break
+            time.sleep(_POLL_S)
+            status = read_status(runs)
+    finally:
+        display.close()
+    return _conclude(runs, status)
+
+
+def _conclude(runs: RunStore, status: Status | None) -> int:
+    state = live_state(status)
+    if state in ("lost", "created") or status is None:
+        say(f"{runs.run} has no supervisor; `{resume_command(runs)}` goes on")
+        return 1
+    code = {"finished": 0, "stopped": 0}.get(state, 1)
+    conclude(runs, Outcome(state, code, status.message))
+    return code

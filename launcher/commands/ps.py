@@ -1,0 +1,47 @@
+"""`fglaunch ps`: the runs of a store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fgtrain.runstore import RunFile, RunStore, run_names
+from fgtrain.stores import open_store
+from launcher.prepare import default_store
+from launcher.status import live_state, read_status
+
+
+def call(args: argparse.Namespace) -> int:
+    """Run the command."""
+    store = open_store(args.store or default_store())
+    rows = [_row(RunStore(store, name)) for name in run_names(store)]
+    rows.sort(key=lambda r: r["created"])
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "state", "step", "of", "recipe", "begun"):
+        table.add_column(heading, justify="right" if heading in ("step", "of") else "left")
+    for r in rows:
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["created"]))
+        table.add_row(r["run"], r["state"], str(r["step"]), str(r["steps"]), r["recipe"], begun)
+    Console().print(table)
+    return 0
+
+
+def _row(runs: RunStore) -> dict[str, Any]:
+    run, status = runs.read("run.json", RunFile), read_status(runs)
+    return {
+        "run": run.name,
+        "state": live_state(status),
+        "step": status.step if status else 0,
+        "steps": run.plan.steps,
+        "recipe": run.recipe_file,
+        "created": run.created,
+        "message": status.message if status else "",
+    }

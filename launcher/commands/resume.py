@@ -1,0 +1,72 @@
+"""`fglaunch resume RUN`: go on from the newest snapshot, on the same world or another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fgtrain.errors import UserError
+from fgtrain.parts import digest, leaves
+from fgtrain.plan import World
+from fgtrain.recipe import Recipe
+from fgtrain.runstore import RunFile, RunStore
+from launcher import foreground, prepare
+from launcher.foreground import say
+from launcher.recipe_file import load, split_target
+from launcher.status import existing_run, live_state, read_status
+
+
+def call(args: argparse.Namespace) -> int:
+    """Run the command."""
+    store, notes = prepare.checked_store(args.store or prepare.default_store())
+    runs = RunStore(store, args.run)
+    run = existing_run(runs)
+    state = live_state(read_status(runs))
+    if state == "running":
+        raise UserError(f"{args.run} is running; `fglaunch attach {args.run}` watches it, `fglaunch stop` stops it")
+    if state == "finished":
+        say(foreground.where_results_are(runs))
+        return 0
+    if not args.as_recorded:
+        check_unchanged(run)
+    world = World(
+        run.world.nodes if args.nodes is None else args.nodes, run.world.gpus if args.gpus is None else args.gpus
+    )
+    for note in foreground.check_start(run, world, args.port) + notes:
+        say(note)
+    if args.detach:
+        return foreground.detach(runs, world, args.port)
+    return foreground.supervise_here(run, runs, world, args.port)
+
+
+def check_unchanged(run: RunFile) -> None:
+    """Refuse to go on when the recipe's file no longer says what the run was begun with.
+
+    A file that is gone is no obstacle: the run has its own record.
+
+    Raises:
+        UserError: names each value that differs.
+    """
+    path, _ = split_target(run.recipe_file)
+    if not (Path(run.cwd) / path).exists():
+        return
+    now = load(str(Path(run.cwd) / run.recipe_file), run.overrides)
+    if digest(now) == run.recipe_digest:
+        return
+    raise UserError(
+        f"{run.recipe_file} has changed since {run.name} began: {'; '.join(differences(run.recipe, now))}."
+        " Add --as-recorded to go on with the recorded recipe, or start a new run"
+    )
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Return the values that differ, each as `path: old, now new`."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    paths = [p for p in before | after if before.get(p) != after.get(p)]
+    return [f"{p}: {before.get(p, 'absent')}, now {after.get(p, 'absent')}" for p in paths]
+
+
+def _flat(recipe: Recipe) -> list[tuple[str, Any]]:
+    kinds = {"model": recipe.model, "data": recipe.data, "optim": recipe.optim, "schedule": recipe.schedule}
+    return [*((f"{n} kind", type(v).__name__) for n, v in kinds.items()), *leaves(recipe)]

@@ -1,0 +1,52 @@
+"""Command lines: what each node runs. Pure; `--dry-run` prints exactly this."""
+
+from __future__ import annotations
+
+from fgtrain.plan import World
+
+PYTHON = "{python}"
+
+
+def rendezvous_argv(python: str, port: int) -> tuple[str, ...]:
+    """Return the command line of the store that the agents meet in."""
+    return (python, "-m", "fgtrain.rendezvous", "--port", str(port))
+
+
+def agent_argv(
+    python: str, *, world: World, run: str, store: str, folder: str, address: str, endpoint: str
+) -> tuple[str, ...]:
+    """Return the command line of one node's agent (torchrun with a lifeline).
+
+    `address` is the node's own, `endpoint` host:port of the rendezvous store.
+    """
+    return (
+        *(python, "-m", "fgtrain.agent"),
+        f"--nnodes={world.nodes}",
+        f"--nproc-per-node={world.gpus}",
+        f"--rdzv-id={run}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={endpoint}",
+        "--rdzv-conf=is_host=0,last_call_timeout=1,join_timeout=600",
+        f"--local-addr={address}",
+        "--max-restarts=1000",
+        "--monitor-interval=0.1",
+        *("-m", "fgtrain.worker"),
+        *("--store", store, "--run", run, "--folder", folder),
+    )
+
+
+def agent_env(*, threads: int, devices: str | None) -> dict[str, str]:
+    """Return what is added to an agent's environment.
+
+    Args:
+        threads: CPU threads a process may use.
+        devices: CUDA_VISIBLE_DEVICES, or None to leave it alone.
+    """
+    env = {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        # A fresh store on rank 0 for every incarnation: a shared one hands the address of the last to the next.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
+    return env if devices is None else env | {"CUDA_VISIBLE_DEVICES": devices}

@@ -1,0 +1,106 @@
+"""Supervising a run from the command line: here, or in a process of its own that outlives the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.local import LocalCluster
+from fgtrain.errors import UserError
+from fgtrain.plan import World, check_world
+from fgtrain.runstore import RunFile, RunStore
+from launcher.display import make_display
+from launcher.prepare import check_training_installed, world_notes
+from launcher.status import live_state, read_status
+from launcher.supervisor import Outcome, Supervisor, work_root
+
+_START_TIMEOUT_S = 30.0
+
+
+def say(text: str) -> None:
+    """Tell the user something, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_start(run: RunFile, world: World, port: int | None) -> list[str]:
+    """Check all that starting on this machine needs; returns what the user should know.
+
+    Raises:
+        UserError
+    """
+    check_training_installed()
+    check_world(run.plan, world)
+    cluster = LocalCluster(work_root())
+    node = cluster.nodes(run.name, 1)[0]
+    if port is not None and cluster.port_in_use(node, port):
+        raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
+    return world_notes(world)
+
+
+def supervise_here(run: RunFile, runs: RunStore, world: World, port: int | None) -> int:
+    """Supervise a run until it ends, showing what happens; returns the exit code."""
+    display = make_display()
+    try:
+        supervisor = Supervisor(run, runs, LocalCluster(work_root()), world, display, port)
+        outcome = supervisor.supervise()
+    finally:
+        display.close()
+    conclude(runs, outcome)
+    return outcome.exit_code
+
+
+def conclude(runs: RunStore, outcome: Outcome) -> None:
+    """Print how a run ended and what to do or look at next."""
+    if outcome.traceback:
+        say(outcome.traceback.rstrip())
+    if outcome.state == "finished":
+        say(where_results_are(runs))
+    elif outcome.state == "stopped":
+        say(f"{runs.run}: {outcome.message}; `{resume_command(runs)}` goes on")
+    else:
+        say(f"{runs.run} failed: {outcome.message} (logs: fglaunch logs {runs.run} --store {runs.store.url})")
+
+
+def where_results_are(runs: RunStore) -> str:
+    """Return the line that ends a finished run."""
+    base = f"{runs.store.url.rstrip('/')}/runs/{runs.run}"
+    return f"run {runs.run} finished: metrics {base}/metrics.jsonl, weights {base}/weights.safetensors"
+
+
+def resume_command(runs: RunStore) -> str:
+    """Return the command that goes on with a run."""
+    return f"fglaunch resume {runs.run} --store {runs.store.url}"
+
+
+def detach(runs: RunStore, world: World, port: int | None) -> int:
+    """Start a supervisor in the background and return once it has the run in hand."""
+    log = work_root() / runs.run / "supervisor.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "launcher.background", runs.store.url, runs.run, str(world.nodes), str(world.gpus)]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [*argv, *([str(port)] if port else [])],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        status = read_status(runs)
+        if status and status.pid == process.pid and live_state(status) == "running":
+            break
+        time.sleep(0.05)
+    else:
+        raise UserError(f"the supervisor of {runs.run} did not start: see {log}")
+    print(runs.run)
+    say(f"{runs.run} goes on in the background: fglaunch attach {runs.run} --store {runs.store.url}")
+    return 0
+
+
+def node_folders(runs: RunStore) -> list[Path]:
+    """Return the working folders of a run's nodes on this machine."""
+    status = read_status(runs)
+    return [Path(f) for f in status.nodes] if status else []

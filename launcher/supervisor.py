@@ -1,0 +1,227 @@
+"""Supervising one run: start an agent a node, keep them going, end honestly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from cluster import Cluster, Command, Node, Process
+from fgtrain.errors import StoreError, UserError
+from fgtrain.plan import World
+from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
+from launcher import engine, failures, hardware
+from launcher.status import HEARTBEAT_S, Status
+
+Event = dict[str, Any]
+
+_POLL_S = 0.1
+_STORE_POLL_S = 1.0
+_GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
+"""How long workers have to take a last snapshot when the user stops a run."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How supervision ended: finished, stopped or failed, the exit code, and one line (and a traceback) on why."""
+
+    state: str
+    exit_code: int
+    message: str = ""
+    traceback: str = ""
+
+
+class Supervisor:
+    """Runs one run on a cluster until it is finished, stopped or beyond help."""
+
+    def __init__(
+        self, run: RunFile, runs: RunStore, cluster: Cluster, world: World, show: Callable[[Event], None], port: int | None
+    ) -> None:
+        self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
+        self._port = port
+        self._nodes: list[Node] = cluster.nodes(run.name, world.nodes)
+        self._agents: dict[str, Process] = {}
+        self._rendezvous: Process | None = None
+        self._offsets = {n.name: len(cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
+        self._step = 0
+        self._begun = time.time()
+        self._interrupted = False
+        self._next_poll = self._next_heartbeat = 0.0
+
+    def supervise(self) -> Outcome:
+        """Run to the end. Nothing that was started is left running."""
+        self._runs.store.delete(self._runs.key("stop"))
+        restore = [(s, signal.signal(s, self._interrupt)) for s in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            self._heartbeat("running")
+            self._start()
+            outcome = self._watch()
+            self._stop_all()
+            self._pass_on_events()
+        finally:
+            self._kill_all()
+            for sig, handler in restore:
+                signal.signal(sig, handler)
+        self._heartbeat(outcome.state, outcome.message)
+        return outcome
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+
+    # -- processes ------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        port = self._port or self._cluster.free_port(self._nodes[0])
+        self._endpoint = f"{self._nodes[0].address}:{port}"
+        head = self._nodes[0]
+        argv = engine.rendezvous_argv(sys.executable, port)
+        self._rendezvous = self._cluster.start(head, Command(argv, {}, self._run.cwd, "rendezvous.log"))
+        for number, node in enumerate(self._nodes):
+            self._start_agent(number, node)
+
+    def _start_agent(self, number: int, node: Node) -> None:
+        command = agent_command(self._run, self._runs.store.url, self._world, number, node, self._endpoint)
+        self._agents[node.name] = self._cluster.start(node, command)
+
+    def _processes(self) -> Iterator[Process]:
+        yield from self._agents.values()
+        if self._rendezvous:
+            yield self._rendezvous
+
+    def _stop_all(self) -> None:
+        """Ask everything to stop and wait a little; what is left is killed later."""
+        for agent in self._agents.values():
+            agent.terminate()
+        deadline = time.monotonic() + _GRACE_S
+        while time.monotonic() < deadline and any(a.poll() is None for a in self._agents.values()):
+            time.sleep(0.02)
+
+    def _kill_all(self) -> None:
+        for process in self._processes():
+            process.kill()
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> Outcome:
+        while True:
+            self._pass_on_events()
+            if self._interrupted:
+                return Outcome("stopped", 130, "interrupted")
+            outcome = self._poll_store()
+            if outcome:
+                return outcome
+            codes = {name: agent.poll() for name, agent in self._agents.items()}
+            if all(code == 0 for code in codes.values()):
+                return self._verdict()
+            self._replace(codes)
+            time.sleep(_POLL_S)
+
+    def _replace(self, codes: dict[str, int | None]) -> None:
+        """Start what died again; without the rendezvous store, agents could not meet, so all begin anew."""
+        assert self._rendezvous is not None
+        if self._rendezvous.poll() is not None:
+            self._show({"event": "note", "text": "the rendezvous store died: all agents start again"})
+            self._stop_all()
+            self._kill_all()
+            self._start()
+            return
+        for number, node in enumerate(self._nodes):
+            code = codes[node.name]
+            if code not in (None, 0):
+                self._show({"event": "note", "text": f"{node.name} died ({_spell_exit(code)}): started again"})
+                self._agents[node.name].kill()
+                self._start_agent(number, node)
+
+    def _poll_store(self) -> Outcome | None:
+        """Look, now and then, for a request to stop and for reasons to give up; write the heartbeat."""
+        now = time.monotonic()
+        if now < self._next_poll:
+            return None
+        self._next_poll = now + _STORE_POLL_S
+        try:
+            if self._runs.exists("stop"):
+                return Outcome("stopped", 0, "stopped on request")
+            if now >= self._next_heartbeat:
+                self._heartbeat("running")
+            attempts = [a for a in self._runs.read_all("attempts", Attempt) if a.started >= self._begun]
+            failed = [f for f in self._runs.read_all("errors", Failure) if f.time >= self._begun]
+        except StoreError as error:
+            self._show({"event": "note", "text": f"the store does not answer: {error}"})
+            return None
+        verdict = failures.judge(attempts, failed)
+        return verdict and Outcome("failed", verdict.exit_code, verdict.message, verdict.traceback)
+
+    def _verdict(self) -> Outcome:
+        """All agents left with exit code 0: believe only what is committed."""
+        try:
+            result = self._runs.read("result.json", Result)
+        except StoreError as error:
+            return Outcome("failed", 1, f"the workers left, and the run has no result: {error}")
+        if result.step != self._run.plan.steps:
+            return Outcome("failed", 1, f"the run ended at step {result.step} of {self._run.plan.steps}")
+        self._step = result.step
+        return Outcome("finished", 0)
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def _pass_on_events(self) -> None:
+        for node in self._nodes:
+            data = self._cluster.read(node, "events.jsonl", self._offsets[node.name])
+            whole = data[: data.rfind(b"\n") + 1]
+            self._offsets[node.name] += len(whole)
+            for line in whole.splitlines():
+                event = json.loads(line)
+                self._step = max(self._step, event.get("step", 0)) if event["event"] == "step" else self._step
+                self._show(event)
+
+    def _heartbeat(self, state: str, message: str = "") -> None:
+        self._next_heartbeat = time.monotonic() + HEARTBEAT_S
+        status = Status(
+            state=state,
+            step=self._step,
+            steps=self._run.plan.steps,
+            updated=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            nodes=tuple(n.folder for n in self._nodes),
+            message=message,
+        )
+        self._runs.write("status.json", status)
+
+
+def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:
+    """Return what to start on node `number`; pure but for the devices of this machine."""
+    argv = engine.agent_argv(
+        sys.executable,
+        world=world,
+        run=run.name,
+        store=store_url,
+        folder=node.folder,
+        address=node.address,
+        endpoint=endpoint,
+    )
+    devices = hardware.cuda_devices()
+    mine = devices[number * world.gpus : (number + 1) * world.gpus]
+    threads = max(1, hardware.cpu_count() // world.size)
+    env = engine.agent_env(threads=threads, devices=",".join(mine) if devices else None)
+    return Command(argv, env, run.cwd, "agent.log")
+
+
+def _spell_exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def work_root() -> Path:
+    """Return where this machine's nodes keep their working folders."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(os.environ.get("FGLAUNCH_WORK") or Path(base) / "fglaunch" / "work")
