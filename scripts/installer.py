@@ -1,7 +1,7 @@
 """Install fglaunch, editable, into `.venv` beside the project.
 
-uv does the work, with the versions of `constraints.txt`. Packages come from wherever pip's settings say, for uv
-does not read them itself. A stamp in `.venv` makes a second call with nothing changed free.
+uv does the work, with the versions of `constraints.txt`. Packages come from where pip's settings say, which
+uv does not read by itself. A stamp in `.venv` makes a second call with nothing changed free.
 """
 
 from __future__ import annotations
