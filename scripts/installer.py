@@ -241,6 +241,7 @@ def make_ready(arguments: argparse.Namespace, env: Mapping[str, str], known: set
     if earlier and earlier.covers(wanted) and (venv / "bin" / "fglaunch").exists():
         if earlier.torch_backend == "cpu" and has_nvidia_gpu(env):
             say("a GPU is visible, but torch here is for CPUs; `scripts/install --fresh` gets the other one")
+        say("nothing to do: .venv has it all")
         return
     stamp_file.unlink(missing_ok=True)
     done = install(venv, wanted.with_earlier(earlier, known) if earlier else wanted, env)

@@ -100,6 +100,10 @@ def authorized(url: str) -> tuple[str, dict[str, str]]:
 def fetch(url: str, env: Mapping[str, str], accept: str = "*/*") -> bytes:
     """The bytes at `url`, through the proxies of the environment and its certificate bundle."""
     bare, headers = authorized(url)
+    if bare.startswith("file:") and bare.endswith("/"):
+        bare += (
+            "index.html"  # what a web server would add, and what pip adds, for an index laid out in a folder
+        )
     request = urllib.request.Request(bare, headers={"Accept": accept, **headers})
     tls = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE") or None)
     try:
@@ -114,7 +118,7 @@ def find_uv_wheel(version: str, env: Mapping[str, str]) -> tuple[str, str]:
     """The first configured index's (link, sha256) for uv on this machine."""
     accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     libc = "macosx" if sys.platform == "darwin" else "manylinux" if platform.libc_ver()[0] else "musllinux"
-    problem = "it is not there"
+    problem = "no package index has it for this machine"
     for index in index_urls(env):
         page_url = f"{index}/uv/"
         try:
@@ -124,9 +128,7 @@ def find_uv_wheel(version: str, env: Mapping[str, str]) -> tuple[str, str]:
             continue
         if found := pick_wheel(parse_index_page(page), version, platform.machine(), libc):
             return urllib.parse.urljoin(page_url, found[0]), found[1]
-    raise InstallError(
-        f"no uv {version} for this machine in the package index ({problem}); install uv by hand"
-    )
+    raise InstallError(f"cannot get uv {version}: {problem}; install uv by hand")
 
 
 def unpack_uv(wheel: bytes, sha256: str, target: Path) -> None:
