@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from installer import package_sources
-from steps import ROOT, InstallError, output_of
+from steps import ROOT, InstallError, run
 from uv_binary import get_uv
 
 # Chosen by hand: the project's figures were taken with these, and a torchvision fits exactly one torch.
@@ -44,38 +44,36 @@ def inputs(pyproject: str, chosen: Iterable[str]) -> str:
     return "\n".join([*build, "uv", *chosen]) + "\n"
 
 
-def compile_command(uv: str, groups: Iterable[str], requirements: Path) -> list[str]:
+def compile_command(uv: str, groups: Iterable[str], requirements: Path, output: Path) -> list[str]:
     """The uv call that resolves everything; `fewest` gives one version a package, not one a Python."""
     words = [word for group in groups for word in ("--group", group)]
     options = ["--universal", "--python-version", PYTHON_OLDEST, "--fork-strategy", "fewest", "--no-header"]
-    return [
-        uv,
-        "pip",
-        "compile",
-        "--quiet",
-        "pyproject.toml",
-        str(requirements),
-        "--all-extras",
-        *words,
-        *options,
-    ]
+    files = ["pyproject.toml", str(requirements), "--output-file", str(output)]
+    return [uv, "pip", "compile", "--quiet", *files, "--all-extras", *words, *options]
+
+
+def lock(options: Sequence[str], constraints: Path) -> None:
+    """Resolve and write; pinned versions stay unless uv's options or the requirements move them."""
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    env = package_sources(os.environ, ROOT / ".venv")
+    env.pop("UV_FIND_LINKS", None)  # wheels lying about here must not decide what everyone gets
+    requirements, output = Path("build/lock-inputs.txt"), Path("build/lock.txt")
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / requirements).write_text(inputs(pyproject, CHOSEN), "utf-8")
+    (ROOT / output).write_bytes(constraints.read_bytes())
+    uv = get_uv(ROOT / ".venv", env, constraints)
+    groups = sorted(tomllib.loads(pyproject)["dependency-groups"])
+    run([*compile_command(uv, groups, requirements, output), *options], env)
+    constraints.write_text(tidy((ROOT / output).read_text("utf-8")), "utf-8")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Entry point; options are passed on to `uv pip compile` (`--upgrade-package NAME`, say)."""
-    os.chdir(ROOT)
-    pyproject = Path("pyproject.toml").read_text("utf-8")
-    env = package_sources(os.environ, ROOT / ".venv")
-    env.pop("UV_FIND_LINKS", None)  # wheels lying about here must not decide what everyone gets
-    requirements = ROOT / "build" / "lock-inputs.txt"
-    requirements.parent.mkdir(exist_ok=True)
-    requirements.write_text(inputs(pyproject, CHOSEN), "utf-8")
-    uv = get_uv(ROOT / ".venv", env, ROOT / "constraints.txt")
-    groups = sorted(tomllib.loads(pyproject)["dependency-groups"])
-    compiled = output_of([*compile_command(uv, groups, requirements), *argv], env)
-    if not compiled:
-        raise InstallError("uv could not resolve the requirements; see `uv pip compile`")
-    Path("constraints.txt").write_text(tidy(compiled), "utf-8")
+    """Entry point; the arguments are options of `uv pip compile`: `--upgrade`, say."""
+    try:
+        lock(argv, ROOT / "constraints.txt")
+    except (InstallError, OSError) as error:
+        print(f"lock: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
