@@ -27,6 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _HEAD = 34  # bytes: as far as the BMP fields that are read
 _TAIL = 4096  # bytes: room for the padding that cameras and editors put after the end marker
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
+_TIFF_PLACES = (273, 279, 324, 325)  # StripOffsets, StripByteCounts, TileOffsets, TileByteCounts
 _CHUNK = 64  # files a task: enough that handing out tasks costs little beside opening files
 _THREADS = 16  # waiting for the disk or the network, not for a core
 
@@ -177,13 +178,46 @@ def _bmp_flaw(file: BinaryIO, head: bytes, size: int) -> str | None:
 
 
 def _tiff_flaw(file: BinaryIO, head: bytes, size: int) -> str | None:
-    """Check that the first directory, which most writers put last, begins inside the file."""
+    """Check that the first directory and the pixels it points to lie inside the file.
+
+    Of BigTIFF (8-byte offsets), only that the directory begins there.
+    """
     order = "<" if head.startswith(b"II") else ">"
-    big = 43 in head[2:4]  # BigTIFF: 8-byte offsets
+    big = 43 in head[2:4]
     if len(head) < 16:
         return "truncated TIFF (no header)"
     (directory,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-    return None if directory + 2 <= size else "truncated TIFF (its directory lies beyond the end)"
+    promised = directory + 2
+    if promised <= size and not big:
+        promised = _tiff_end(file, order, directory)
+    return None if promised <= size else f"truncated TIFF ({size} of {promised} bytes)"
+
+
+def _tiff_end(file: BinaryIO, order: str, directory: int) -> int:
+    """Return where the directory or the last of the strips or tiles it lists ends, in bytes.
+
+    Source: TIFF 6.0, section 2 (an entry is tag, type, count, value or offset) and the tags' definitions.
+    """
+    file.seek(directory)
+    (entries,) = struct.unpack(order + "H", file.read(2))
+    table = file.read(12 * entries)
+    end = directory + 2 + 12 * entries
+    values = {}
+    for tag, kind, count, where in struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12]):
+        width = {3: 2, 4: 4}.get(kind)  # SHORT and LONG
+        if tag not in _TIFF_PLACES or not width:
+            continue
+        if count * width > 4:
+            (at,) = struct.unpack(order + "I", where)
+            end = max(end, at + count * width)
+            file.seek(at)
+            where = file.read(count * width)
+        whole = where[: min(len(where) // width, count) * width]
+        values[tag] = [int(v) for (v,) in struct.iter_unpack(order + "_HI"[width // 2], whole)]
+    for offsets, counts in (_TIFF_PLACES[:2], _TIFF_PLACES[2:]):
+        pieces = zip(values.get(offsets, ()), values.get(counts, ()), strict=False)
+        end = max([end, *(offset + count for offset, count in pieces)])
+    return end
 
 
 def _gif_flaw(file: BinaryIO, head: bytes, size: int) -> str | None:

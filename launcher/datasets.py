@@ -1,10 +1,11 @@
-"""Public data sets that `fglaunch data get` fetches: what they are, and how one gets from a URL into a folder."""
+"""Public data sets that `fglaunch data get` fetches, and the way from a URL into a folder."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fgtrain.errors import UserError
-from launcher.download import Report, Wanted, download, require_space
+from launcher.download import Report, Wanted, download, drop, require_space, sha256
 
 if sys.platform != "win32":
     import fcntl
@@ -37,8 +38,8 @@ class Dataset:
 
 DATASETS = MappingProxyType(
     {
-        # Source: size and SHA-256 as published by several loaders (Tensorflow Datasets, pystiche, FastAI.jl), whose
-        # archive has the MD5 97eceeb196236b17998738112f37df78 that most other loaders check.
+        # Source: size and SHA-256 as in pystiche and FastAI.jl; it is the archive whose MD5,
+        # 97eceeb196236b17998738112f37df78, most other loaders check.
         "cub200": Dataset(
             title="CUB-200-2011: 200 species of birds, 11,788 pictures",
             archive=Wanted(
@@ -61,7 +62,7 @@ DATASETS = MappingProxyType(
 def get(name: str, into: Path, mirror: str | None, report: Report) -> Path:
     """Fetch a known data set into a folder below `into` and return that folder; at once if it is there.
 
-    `mirror` replaces the official addresses: the archive's URL, or that of a folder which holds it (`file:` too).
+    `mirror` replaces the official addresses: the URL of the archive, or of the folder it is in (`file:` too).
     Interrupted at any point, the next call goes on. `report` is told (bytes done, bytes in all).
 
     Raises:
@@ -84,9 +85,9 @@ def fetch(
     into: Path,
     urls: Sequence[str],
     report: Report,
-    wait: Callable[[float], object] | None = None,
+    wait: Callable[[float], object] = time.sleep,
 ) -> Path:
-    """Do what `get` does for a data set that need not be in the table; `wait` replaces `time.sleep`.
+    """Do what `get` does for any data set; `wait` is called with the seconds between tries.
 
     Raises:
         UserError: as `get`.
@@ -95,19 +96,27 @@ def fetch(
         return into / dataset.folder
     _make(into)
     with _alone(into / f".{dataset.archive.name}.lock"):
-        if _is_complete(dataset, into):  # another process was faster
-            return into / dataset.folder
-        archive = into / dataset.archive.name
-        part = archive.with_name(archive.name + ".part")
-        here = sum(path.stat().st_size for path in (archive, part) if path.exists())
-        require_space(into, dataset.archive.size - here + dataset.unpacked, dataset.archive.name)
-        # A finished archive means that unpacking was interrupted, or that the user brought it: check it like a part.
-        if archive.exists():
-            archive.replace(part)
-        download(dataset.archive, urls, archive, report, **({"wait": wait} if wait else {}))
-        _unpack(dataset, archive, into)
-        archive.unlink()
+        if not _is_complete(dataset, into):  # else another process was faster
+            _fetch(dataset, into, urls, report, wait)
     return into / dataset.folder
+
+
+def _fetch(
+    dataset: Dataset, into: Path, urls: Sequence[str], report: Report, wait: Callable[[float], object]
+) -> None:
+    """Download and unpack. An archive that the user brought is used, and left where it is."""
+    brought, part = into / dataset.archive.name, into / f"{dataset.archive.name}.part"
+    if brought.exists():
+        if sha256(brought) != dataset.archive.sha256:
+            raise UserError(f"{brought}: is not the published archive (its SHA-256 differs); move it away")
+        require_space(into, dataset.unpacked, dataset.folder)
+        _unpack(dataset, brought, into)
+        return
+    here = part.stat().st_size if part.exists() else 0
+    require_space(into, dataset.archive.size - here + dataset.unpacked, dataset.folder)
+    download(dataset.archive, urls, part, report, wait)
+    _unpack(dataset, part, into)
+    drop(part)
 
 
 def _make(into: Path) -> None:
@@ -145,6 +154,8 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _unpack(dataset: Dataset, archive: Path, into: Path) -> None:
     """Unpack aside, then give the folder its name in one step."""
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("unpacking safely needs Python 3.11.4 or later; install a newer Python")
     aside = into / f".{dataset.folder}.unpacking"
     try:
         shutil.rmtree(aside, ignore_errors=True)

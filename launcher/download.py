@@ -1,7 +1,7 @@
 """Download one file over HTTP so that no failure costs more than the bytes in flight.
 
-The bytes go to `<target>.part`; an interrupted download goes on from its length. Beside it `<target>.part.etag`
-keeps the server's name for the version, so that two versions are never joined (RFC 9110, 13.1.5, If-Range).
+An interrupted download goes on from the length of what is there. Beside it `<target>.version` keeps the
+server's name for the version, so that two versions are not joined (RFC 9110, 13.1.5, If-Range).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -40,7 +41,7 @@ class Wanted:
 
 
 class _Refused(Exception):
-    """This URL will not give the file, however often it is asked."""
+    """The URL will not give the file, however often it is asked."""
 
 
 class _Interrupted(Exception):
@@ -58,7 +59,7 @@ def download(
     report: Report,
     wait: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Bring `wanted` to `target` from the first of `urls` that serves it; returns when its bytes are verified.
+    """Bring `wanted` to `target` from the first of `urls` that serves it; its bytes are verified on return.
 
     Raises:
         UserError: no URL served the file, each one's reason given; or the disk cannot be written.
@@ -76,71 +77,75 @@ def download(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A file on its way: the bytes so far, and the server's name for their version."""
+    """The bytes so far, and which version they are of: its URL and the server's name for it."""
 
-    target: Path
-
-    @property
-    def path(self) -> Path:
-        return self.target.with_name(self.target.name + ".part")
+    path: Path
 
     @property
-    def _etag(self) -> Path:
-        return self.target.with_name(self.target.name + ".part.etag")
+    def _note(self) -> Path:
+        return self.path.with_name(self.path.name + ".version")
 
     def size(self) -> int:
         """Bytes there so far."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def validator(self) -> str:
-        """Return what `begin` was given; empty if the server gave none."""
-        return self._etag.read_text("utf-8") if self._etag.exists() else ""
+    def version(self, url: str) -> str:
+        """Return the validator given to `begin`; empty if there was none or it was another server's."""
+        noted_url, _, validator = (
+            self._note.read_text("utf-8").partition("\n") if self._note.exists() else ("", "", "")
+        )
+        return validator if noted_url == url else ""
 
-    def begin(self, validator: str) -> None:
+    def begin(self, url: str, validator: str) -> None:
         """Forget the bytes so far and note the version of those to come."""
         with _disk_errors(self.path):
             self.path.write_bytes(b"")
-            self._etag.write_text(validator, "utf-8")
+            self._note.write_text(f"{url}\n{validator}", "utf-8")
 
     def drop(self) -> None:
-        """Remove both files."""
+        """Remove every trace."""
         self.path.unlink(missing_ok=True)
-        self._etag.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Give the file its name."""
-        with _disk_errors(self.target):
-            self.path.replace(self.target)
-        self._etag.unlink(missing_ok=True)
+
+def drop(target: Path) -> None:
+    """Remove what `download` left at `target`, finished or not."""
+    _Part(target).drop()
 
 
 def _from(url: str, wanted: Wanted, part: _Part, report: Report, wait: Callable[[float], object]) -> None:
-    """Download from one URL. Bytes of unknown version may prove wrong, so then it is once begun anew."""
-    resumed = part.size() > 0
-    _transfer(url, wanted, part, report, wait)
-    found = _sha256(part.path)
-    if found != wanted.sha256 and resumed:
+    """Download from one URL. If bytes that came in pieces prove wrong, begin anew, once."""
+    in_pieces = _transfer(url, wanted, part, report, wait)
+    found = sha256(part.path)
+    if found != wanted.sha256 and in_pieces:
         part.drop()
         _transfer(url, wanted, part, report, wait)
-        found = _sha256(part.path)
+        found = sha256(part.path)
     if found != wanted.sha256:
         part.drop()
         raise _Refused(f"serves other bytes (SHA-256 {found[:12]}..., expected {wanted.sha256[:12]}...)")
-    part.finish()
 
 
-def _transfer(url: str, wanted: Wanted, part: _Part, report: Report, wait: Callable[[float], object]) -> None:
-    """Ask until the part has its full size. Only getting further than ever before refills the tries."""
+def _transfer(url: str, wanted: Wanted, part: _Part, report: Report, wait: Callable[[float], object]) -> bool:
+    """Ask until the part has its full size; true if it was put together from pieces.
+
+    Only getting further than ever before refills the tries: a server that always breaks off at the same place
+    and ignores Range would else be asked for ever.
+    """
     furthest, failures = part.size(), 0
+    in_pieces = furthest > 0
     while part.size() != wanted.size:
         try:
             _ask(url, wanted, part, report)
         except _Interrupted as error:
-            failures = 1 if part.size() > furthest else failures + 1
-            furthest = max(furthest, part.size())
+            have = part.size()
+            in_pieces |= have > 0
+            failures = 1 if have > furthest else failures + 1
+            furthest = max(furthest, have)
             if failures >= _TRIES:
                 raise _Refused(f"failed {failures} times in a row ({error})") from error
             wait(max(error.wait_s, pause_s(failures)))
+    return in_pieces
 
 
 def pause_s(failures: int) -> float:
@@ -158,7 +163,7 @@ def _ask(url: str, wanted: Wanted, part: _Part, report: Report) -> None:
         _network_errors(part),
         urllib.request.urlopen(_request(url, have, part), timeout=_TIMEOUT_S) as reply,
     ):
-        _accept(reply, have, wanted, part)
+        _accept(reply, url, wanted, part)
         _receive(reply, wanted, part, report)
 
 
@@ -168,24 +173,24 @@ def _request(url: str, have: int, part: _Part) -> urllib.request.Request:
     request = urllib.request.Request(url, headers={"User-Agent": "fglaunch", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-        if validator := part.validator():
-            request.add_header("If-Range", validator)
+        if version := part.version(url):
+            request.add_header("If-Range", version)
     return request
 
 
-def _accept(reply: Any, have: int, wanted: Wanted, part: _Part) -> None:
+def _accept(reply: Any, url: str, wanted: Wanted, part: _Part) -> None:
     """Check what the reply is: the rest (206) is appended, the whole (200) replaces what we have."""
     status = getattr(reply, "status", None) or 200  # file:// replies have none
     if status == 206:
         content_range = reply.headers.get("Content-Range", "")
-        if content_range.replace(" ", "") != f"bytes{have}-{wanted.size - 1}/{wanted.size}":
+        if content_range.replace(" ", "") != f"bytes{part.size()}-{wanted.size - 1}/{wanted.size}":
             part.drop()
             raise _Interrupted(f"sent another range than asked: {content_range!r}")
         return
     length = reply.headers.get("Content-Length")
     if status != 200 or (length is not None and int(length) != wanted.size):
         raise _Refused(f"serves another file (status {status}, {length} bytes, expected {wanted.size})")
-    part.begin(validator(reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")))
+    part.begin(url, validator(reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")))
 
 
 def validator(etag: str, last_modified: str) -> str:
@@ -234,6 +239,11 @@ def _network_errors(part: _Part) -> Iterator[None]:
         if error.code not in _WORTH_RETRYING:
             raise _Refused(f"answered {error.code} {error.reason}") from error
         raise _Interrupted(f"answered {error.code}", _retry_after_s(error.headers)) from error
+    except urllib.error.URLError as error:
+        # A string means that nothing was tried: an unknown scheme, no host.
+        if isinstance(error.reason, str | FileNotFoundError | ssl.SSLCertVerificationError):
+            raise _Refused(f"cannot be opened ({error.reason})") from error
+        raise _Interrupted(str(error.reason)) from error
     except ValueError as error:  # urllib: unknown or missing scheme
         raise _Refused(f"is not a URL that can be opened ({error})") from error
     except (http.client.HTTPException, OSError) as error:
@@ -257,8 +267,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sha256(path: Path) -> str:
-    """Hash a file."""
+def sha256(path: Path) -> str:
+    """Return the lower-case hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

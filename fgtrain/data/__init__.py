@@ -80,9 +80,9 @@ class Images(Part, Data, frozen=True):
     """Fields common to data sets of pictures.
 
     `resize` is the short side in pixels before the crop, `crop` the side of the square that the model sees.
-    Training crops at random (keyed, see `fgtrain.keyed`) and flips half of the pictures when `flip`; evaluation
-    crops the centre. `scale` replaces the fixed-size random crop by one that covers this share of the area
-    (min, max), resized to `crop`. `mean` and `std` are per RGB channel, on a scale of 0 to 1.
+    Training crops at random (keyed, see `fgtrain.keyed`) and flips half of the pictures when `flip`;
+    evaluation crops the centre. `scale` replaces the fixed-size random crop by one that covers this share of
+    the area (min, max), resized to `crop`. `mean` and `std` are per RGB channel, on a scale of 0 to 1.
     """
 
     root: str = ""

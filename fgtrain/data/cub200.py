@@ -136,8 +136,8 @@ def _require_pictures(folder: Path, index: Index) -> None:
     missing = [name for name in names if name not in there]
     if missing:
         raise UserError(
-            f"{folder / missing[0]}: listed in images.txt but missing, {len(missing)} of {len(names)} in all; get "
-            " the data set anew with `fglaunch data get cub200`, or leave them out with "
+            f"{folder / missing[0]}: listed but missing, {len(missing)} of {len(names)} pictures in all; "
+            "get the data set anew with `fglaunch data get cub200`, or leave them out with "
             "`--set data.on_bad_image=skip`"
         )
 

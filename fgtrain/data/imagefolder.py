@@ -22,7 +22,7 @@ _LAYOUT = "pictures belong in train/<class>/ and val/<class>/"
 
 
 class ImageFolder(PictureFiles, frozen=True):
-    """Pictures in `train/` and `val/` below `root`; where there is no `val/`, `valid/` or `test/` takes its place.
+    """Pictures in `train/` and `val/` below `root`; in place of `val/` also `valid/` or `test/`.
 
     A class is the path, relative to the split, of a folder that directly holds pictures: `water/heron` and
     `tree/heron` are two. Classes and samples are sorted by their names. Hidden files are ignored, links are
