@@ -199,16 +199,16 @@ def _tiff_end(file: BinaryIO, order: str, directory: int) -> int:
     Source: TIFF 6.0, section 2 (an entry is tag, type, count, value or offset) and the tags' definitions.
     """
     file.seek(directory)
-    (entries,) = struct.unpack(order + "H", file.read(2))
+    entries = int(struct.unpack(order + "H", file.read(2))[0])
     table = file.read(12 * entries)
     end = directory + 2 + 12 * entries
-    values = {}
+    values: dict[int, list[int]] = {}
     for tag, kind, count, where in struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12]):
         width = {3: 2, 4: 4}.get(kind)  # SHORT and LONG
         if tag not in _TIFF_PLACES or not width:
             continue
         if count * width > 4:
-            (at,) = struct.unpack(order + "I", where)
+            at = int(struct.unpack(order + "I", where)[0])
             end = max(end, at + count * width)
             file.seek(at)
             where = file.read(count * width)

@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def real_data(name: str) -> Path:
-    """Return a folder of real data, or skip the test: $FGLAUNCH_TEST_DATA, else shared/data beside the checkout."""
+    """Return a folder of real data, or skip: $FGLAUNCH_TEST_DATA, else shared/data beside the checkout."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("FGLAUNCH_TEST_DATA", beside)) / name
     if not folder.is_dir():
