@@ -1,7 +1,7 @@
 """Data sets: each file in this package is one, found by its name.
 
-A data set part is light: it lists its samples (paths and labels) without torch, so that the launching side can
-plan and check before anything starts. Only `read` touches pixels, and imports what it needs when called.
+A data set part is light: it lists its samples (paths and labels) without torch, so that the launching side
+can plan and check before anything starts. Only `read` touches pixels, and imports what it needs when called.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class Data(Family):
         raise NotImplementedError
 
 
-class Images(Part, Data):
+class Images(Part, Data, frozen=True):
     """Fields common to data sets of pictures.
 
-    `resize` is the short side in pixels before the crop, `crop` the side of the square that the model sees. Training
-    crops at random (keyed, see `fgtrain.keyed`) and flips half of the pictures when `flip`; evaluation crops the
-    centre. `scale` replaces the fixed-size random crop by one that covers this share of the area (min, max), resized
-    to `crop`. `mean` and `std` are per RGB channel, on a scale of 0 to 1.
+    `resize` is the short side in pixels before the crop, `crop` the side of the square that the model sees.
+    Training crops at random (keyed, see `fgtrain.keyed`) and flips half of the pictures when `flip`;
+    evaluation crops the centre. `scale` replaces the fixed-size random crop by one that covers this share of
+    the area (min, max), resized to `crop`. `mean` and `std` are per RGB channel, on a scale of 0 to 1.
     """
 
     root: str = ""
