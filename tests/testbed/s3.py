@@ -1,7 +1,7 @@
 """Real S3 servers on loopback, started, killed and restarted by tests.
 
 `weed mini` (SeaweedFS) is the good vendor: it checks signatures and checksums and honours conditional writes.
-`localbucket` starts quickly. `rclone serve s3` is the bad vendor: it accepts a conditional write and ignores it.
+`localbucket` starts quickly. `rclone serve s3` is the bad vendor: it takes a conditional write and ignores it.
 """
 
 from __future__ import annotations
@@ -178,9 +178,10 @@ def seaweed_arguments(server: S3Server, data: Path) -> list[str]:
         for flag in (f"-{name}.port={free_port()}", f"-{name}.port.grpc={free_port()}")
     ]
     s3 = [f"-s3.port={server.port}", f"-s3.port.grpc={free_port()}", f"-s3.config={config}"]
-    off = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
+    off = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false"]
+    off += ["-master.telemetry=false", "-volume.preStopSeconds=0"]
     place = [f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    return ["-logtostderr=true", "mini", *place, *ports, *s3, *off, "-volume.preStopSeconds=0"]
+    return ["-logtostderr=true", "mini", *place, *ports, *s3, *off]
 
 
 def die_with_parent() -> None:
