@@ -1,18 +1,20 @@
 """Stores: bytes by key. Each file in this package is one, found by the scheme of its URL.
 
-Keys are `/`-separated, relative, without empty, `.` or `..` segments. Objects are written whole: a reader sees all
-of an object's bytes or none. The contract is `tests/contracts/store.py`; every store passes it.
+Keys are `/`-separated, relative, without empty, `.` or `..` segments and without control characters. No key may
+be the folder of another (`a` and `a/b`): a folder of files cannot hold both. Objects are written whole: a reader
+sees all of an object's bytes or none. The contract is `tests/contracts/store.py`; every store passes it.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import uuid
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from fgtrain.errors import UserError
+from fgtrain.errors import KeyExists, KeyMissing, UserError
 
 
 class Entry(NamedTuple):
@@ -24,7 +26,10 @@ class Entry(NamedTuple):
 
 
 class Abilities(NamedTuple):
-    """What a store was seen to do: some vendors accept a conditional create and ignore the condition."""
+    """What a store was seen to do.
+
+    Some vendors accept a conditional create and ignore the condition: there, `create` is no more than `put`.
+    """
 
     conditional_create: bool
 
@@ -66,7 +71,11 @@ class Store(Protocol):
         """
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the objects whose key starts with `prefix` (a plain string), in key order, however many there are."""
+        """Yield the objects whose key starts with `prefix` (a plain string), in key order, however many.
+
+        Raises:
+            StoreUnavailable: worth another try, from the beginning.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -91,3 +100,47 @@ def open_store(url: str) -> Store:
         raise UserError(f"store {url}: unknown scheme {scheme!r}; there are {', '.join(known)}")
     store: Store = importlib.import_module(f"{__name__}.{scheme}").open_store(url)
     return store
+
+
+def valid_key(key: str) -> str:
+    """Return the key if every store can hold it.
+
+    Raises:
+        ValueError: a mistake of the calling code, never of the user.
+    """
+    segments = key.split("/")
+    if any(s in ("", ".", "..") for s in segments) or any(c < " " or c == "\x7f" for c in key):
+        raise ValueError(f"not a store key: {key!r}")
+    key.encode()  # lone surrogates: UnicodeEncodeError is a ValueError
+    return key
+
+
+def probe(store: Store) -> Abilities:
+    """Use every operation once on keys of its own: the common part of `Store.check`.
+
+    Raises:
+        UserError: the store does not give back what was written, or does not list it.
+        StoreError: whatever the operations raise.
+    """
+    key = f"probe/{uuid.uuid4().hex}"
+    store.create(key, b"first")
+    try:
+        conditional = _second_create_loses(store, key)
+        store.put(key, b"kept")
+        if store.get(key) != b"kept" or [e.key for e in store.list(key)] != [key]:
+            raise UserError(f"store {store.url}: a probe object was written but is not read back and listed")
+    finally:
+        store.delete(key)
+    try:
+        store.get(key)
+    except KeyMissing:
+        return Abilities(conditional_create=conditional)
+    raise UserError(f"store {store.url}: a probe object was deleted and is still read; grant deleting")
+
+
+def _second_create_loses(store: Store, key: str) -> bool:
+    try:
+        store.create(key, b"second")
+    except KeyExists:
+        return store.get(key) == b"first"
+    return False
