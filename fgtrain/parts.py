@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -19,6 +19,7 @@ from fgtrain.errors import RecipeError
 T = TypeVar("T")
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Part(
     msgspec.Struct,
     frozen=True,

@@ -1,4 +1,4 @@
-"""One rank: `python -m fgtrain.worker --store URL --run NAME --folder DIR`, started by an agent."""
+"""One rank: `python -m fgtrain.worker STORE RUN FOLDER`, started by an agent."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Log:
 def main() -> int:
     """Run one rank and return its exit code."""
     parser = argparse.ArgumentParser(prog="fgtrain.worker")
-    parser.add_argument("--store", required=True)
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--folder", required=True, type=Path)
+    parser.add_argument("store", help="URL of the store")
+    parser.add_argument("run", help="name of the run")
+    parser.add_argument("folder", type=Path, help="this node's working folder")
     args = parser.parse_args()
     log = Log(args.folder)
     notice = Notice()

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         if name in ("show", "ps", "snapshots", "samples", "doctor"):
             p.add_argument("--json", action="store_true", help="print JSON")
         if name not in ("show", "data", "completion"):
-            p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./runs)")
+            p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./store)")
     return top
 
 

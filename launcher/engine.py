@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fgtrain.plan import World
 
-PYTHON = "{python}"
-
 
 def rendezvous_argv(python: str, port: int) -> tuple[str, ...]:
     """Return the command line of the store that the agents meet in."""
@@ -31,7 +29,7 @@ def agent_argv(
         "--max-restarts=1000",
         "--monitor-interval=0.1",
         *("-m", "fgtrain.worker"),
-        *("--store", store, "--run", run, "--folder", folder),
+        *(store, run, folder),
     )
 
 

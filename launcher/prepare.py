@@ -28,8 +28,8 @@ _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-
 
 
 def default_store() -> str:
-    """Return the store that is used when none is named: $FGLAUNCH_STORE, or the folder `runs` here."""
-    return os.environ.get("FGLAUNCH_STORE", "runs")
+    """Return the store that is used when none is named: $FGLAUNCH_STORE, or the folder `store` here."""
+    return os.environ.get("FGLAUNCH_STORE", "store")
 
 
 def checked_store(url: str) -> tuple[Store, list[str]]:

@@ -53,6 +53,7 @@ class Supervisor:
         self._offsets = {n.name: len(cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
         self._step = 0
         self._begun = time.time()
+        self._deaths = 0  # of agents, since the run last moved
         self._interrupted = False
         self._next_poll = self._next_heartbeat = 0.0
 
@@ -122,7 +123,14 @@ class Supervisor:
             if all(code == 0 for code in codes.values()):
                 return self._verdict()
             self._replace(codes)
+            if self._deaths >= failures.PATIENCE * len(self._nodes):
+                return Outcome("failed", 1, f"agents died {self._deaths} times and the run did not move", self._agent_log())
             time.sleep(_POLL_S)
+
+    def _agent_log(self) -> str:
+        """Return the end of an agent's log, where a reason that no worker could report would be."""
+        tails = (self._cluster.read(n, "agent.log", 0)[-2000:].decode(errors="replace") for n in self._nodes)
+        return next((t for t in tails if t.strip()), "")
 
     def _replace(self, codes: dict[str, int | None]) -> None:
         """Start what died again; without the rendezvous store, agents could not meet, so all begin anew."""
@@ -138,6 +146,7 @@ class Supervisor:
             if code not in (None, 0):
                 self._show({"event": "note", "text": f"{node.name} died ({_spell_exit(code)}): started again"})
                 self._agents[node.name].kill()
+                self._deaths += 1
                 self._start_agent(number, node)
 
     def _poll_store(self) -> Outcome | None:
@@ -179,7 +188,8 @@ class Supervisor:
             self._offsets[node.name] += len(whole)
             for line in whole.splitlines():
                 event = json.loads(line)
-                self._step = max(self._step, event.get("step", 0)) if event["event"] == "step" else self._step
+                if event["event"] == "step" and event["step"] > self._step:
+                    self._step, self._deaths = event["step"], 0
                 self._show(event)
 
     def _heartbeat(self, state: str, message: str = "") -> None:
