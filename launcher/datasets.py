@@ -161,6 +161,10 @@ def _unpack(dataset: Dataset, archive: Path, into: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         with tarfile.open(archive, "r:gz") as tar:
             tar.extractall(aside, members=_below(tar, dataset.folder), filter="data")
+        if not (aside / dataset.folder).is_dir():
+            raise UserError(
+                f"{archive}: holds no {dataset.folder}/ folder; it is not the archive of {dataset.title}"
+            )
         (aside / dataset.folder).rename(into / dataset.folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: cannot be unpacked: {error}") from error
