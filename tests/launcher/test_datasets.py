@@ -106,7 +106,8 @@ def test_a_call_killed_half_way_is_gone_on_with(tmp_path: Path) -> None:
         "import os, signal, sys; from pathlib import Path; from launcher.datasets import *\n"
         "size, sha256, into, url = int(sys.argv[1]), *sys.argv[2:]\n"
         "wanted = Wanted(name='birds.tgz', size=size, sha256=sha256)\n"
-        "birds = Dataset(title='', archive=wanted, urls=(), folder='CUB_200_2011', proof=('images',), unpacked=1)\n"
+        "birds = Dataset(title='', archive=wanted, urls=(), folder='CUB_200_2011', "
+        "proof=('images',), unpacked=1)\n"
         "kill = lambda done, total: done < total // 2 or os.kill(os.getpid(), signal.SIGKILL)\n"
         "fetch(birds, Path(into), [url], kill)\n"
     )
