@@ -46,16 +46,19 @@ def test_fail_names_the_first_few_the_total_and_the_fix(tmp_path: Path) -> None:
         usable(data, data.index())
     assert str(caught.value) == (
         f"data.root={tmp_path}: 5 of 20 pictures cannot be used: train/a/0.jpg (empty), "
-        "train/a/1.jpg (empty), train/a/2.jpg (empty) and 2 more; mend them, or leave them out with `--set data.on_bad_image=skip`"
+        "train/a/1.jpg (empty), train/a/2.jpg (empty) and 2 more; "
+        "mend them, or leave them out with `--set data.on_bad_image=skip`"
     )
 
 
 def test_skip_drops_them_and_says_which(tmp_path: Path) -> None:
     data = damaged(tmp_path, "skip", 2)
+    (tmp_path / "val/a/9.jpg").write_bytes(b"<html>")
     index = data.index()
     kept, dropped = usable(data, index)
-    assert dropped == [BadImage("train/a/0.jpg", "empty"), BadImage("train/a/1.jpg", "empty")]
-    assert kept == Index(index.classes, index.train[2:], index.val)
+    assert [one.name for one in dropped] == ["train/a/0.jpg", "train/a/1.jpg", "val/a/9.jpg"]
+    assert dropped[0] == BadImage("train/a/0.jpg", "empty")
+    assert kept == Index(index.classes, index.train[2:], index.val[:9])
 
 
 @pytest.mark.parametrize("policy", ("fail", "skip"))

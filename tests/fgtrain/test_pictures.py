@@ -162,15 +162,11 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
     assert decode(data, "x").shape == GRADIENT.shape
 
 
-@pytest.mark.parametrize(
-    ("value", "seen"), [(0, 0), (0x7FFF, 127), (0x8080, 128), (0xFF00, 254), (0xFFFF, 255)]
-)
-def test_16_bit_grey_is_scaled_not_clipped(value: int, seen: int) -> None:
-    deep = Image.fromarray(np.full((4, 6), value, np.uint16))
-    for format_ in ("PNG", "TIFF"):
-        pixels = decode(encoded(deep, format_), "x")
-        assert pixels.shape == (4, 6, 3)
-        assert abs(int(pixels[0, 0, 0]) - seen) <= (0 if value in (0, 0xFFFF) else 1)
+@pytest.mark.parametrize("format_", ("PNG", "TIFF"))
+def test_16_bit_grey_is_scaled_not_clipped(format_: str) -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    pixels = decode(encoded(Image.fromarray(ramp * 257), format_), "x")
+    np.testing.assert_array_equal(pixels, np.repeat(ramp[:, :, None], 3, axis=2))
 
 
 @pytest.mark.parametrize("mode", ("L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"))
