@@ -143,7 +143,13 @@ def _is_complete(dataset: Dataset, into: Path) -> bool:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Keep two calls from writing the same files. The lock goes with the process, so none is left behind."""
-    with lock.open("w") as file:
+    try:
+        file = lock.open("w")
+    except OSError as error:
+        raise UserError(
+            f"{lock.parent}: cannot be written: {error.strerror}; choose another folder"
+        ) from error
+    with file:
         if sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

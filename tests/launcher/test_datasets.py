@@ -200,6 +200,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         fetch(described(BIRDS), tmp_path / "file" / "below", [], quiet)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".birds.tgz.lock").mkdir()
+    with pytest.raises(UserError, match="cannot be written: Is a directory; choose another folder"):
+        fetch(described(BIRDS), tmp_path, [], quiet)
+
+
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no data set called 'cub'; there are cub200"):
         get("cub", tmp_path, None, quiet)
