@@ -5,6 +5,7 @@ Shapes: H, W height and width in pixels. Formats are told by their first bytes, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -251,21 +252,21 @@ def decode(data: bytes, where: str) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(BytesIO(data)) as image:
             image.load()
-            return np.array(_rgb(_upright(image)))
+            _turn_upright(image)
+            return np.array(_rgb(image))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers let out whatever broken bytes lead to, of many types
         raise Corrupt(f"{where}: cannot be decoded: {error}".replace("\n", " ")) from error
 
 
-def _upright(image: Image) -> Image:
-    """Apply the EXIF orientation; damaged EXIF data does not make the picture useless."""
+def _turn_upright(image: Image) -> None:
+    """Apply the EXIF orientation in place; damaged EXIF data does not make the picture useless."""
     from PIL import ImageOps
 
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as in `decode`: any type may come
-        return image
+    # As in `decode`, any type of error may come.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _rgb(image: Image) -> Image:
@@ -284,4 +285,4 @@ def _rgb(image: Image) -> Image:
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         over = image.convert("RGBA")
         return pil.alpha_composite(pil.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

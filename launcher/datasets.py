@@ -143,7 +143,13 @@ def _is_complete(dataset: Dataset, into: Path) -> bool:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Keep two calls from writing the same files. The lock goes with the process, so none is left behind."""
-    with lock.open("w") as file:
+    try:
+        file = lock.open("w")
+    except OSError as error:
+        raise UserError(
+            f"{lock.parent}: cannot be written: {error.strerror}; choose another folder"
+        ) from error
+    with file:
         if sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,6 +167,10 @@ def _unpack(dataset: Dataset, archive: Path, into: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         with tarfile.open(archive, "r:gz") as tar:
             tar.extractall(aside, members=_below(tar, dataset.folder), filter="data")
+        if not (aside / dataset.folder).is_dir():
+            raise UserError(
+                f"{archive}: holds no {dataset.folder}/ folder; it is not the archive of {dataset.title}"
+            )
         (aside / dataset.folder).rename(into / dataset.folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: cannot be unpacked: {error}") from error

@@ -114,29 +114,30 @@ def _entries(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Return the folders and the pictures in a folder, each as {name in NFC: name as stored}."""
     folders: dict[str, str] = {}
     pictures: dict[str, str] = {}
-    for name, stored in _stored(folder).items():
+    for name, entry in _stored(folder).items():
         # A broken link is no folder; it counts as a picture, and inspection reports it missing.
-        if (folder / stored).is_dir():
-            folders[name] = stored
+        if entry.is_dir():
+            folders[name] = entry.name
         elif name.lower().endswith(SUFFIXES):
-            pictures[name] = stored
+            pictures[name] = entry.name
     return folders, pictures
 
 
-def _stored(folder: Path) -> dict[str, str]:
-    """Map the visible names in a folder, in NFC, to their stored form."""
+def _stored(folder: Path) -> dict[str, os.DirEntry[str]]:
+    """Map the visible names in a folder, in NFC, to the entries that have them."""
     try:
-        listed = sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208, see cub200
+        with os.scandir(folder) as entries:
+            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
-    names: dict[str, str] = {}
-    for stored in listed:
-        name = unicodedata.normalize("NFC", stored)
-        if not _is_text(stored):
-            raise UserError(f"{folder}: the name {os.fsencode(stored)!r} is not UTF-8; rename it")
+    names: dict[str, os.DirEntry[str]] = {}
+    for entry in visible:
+        name = unicodedata.normalize("NFC", entry.name)
+        if not _is_text(name):
+            raise UserError(f"{folder}: the name {os.fsencode(entry.name)!r} is not UTF-8; rename it")
         if name in names:
             raise UserError(f"{folder}: holds {name!r} twice, in two Unicode forms; rename or merge one")
-        names[name] = stored
+        names[name] = entry
     return names
 
 
@@ -160,7 +161,7 @@ def _as_stored(root: Path, name: str) -> Path | None:
     """Find a name given in NFC, part by part; None if there is no such file."""
     path = root
     for part in name.split("/"):
-        stored = _cached_stored(path).get(part)
+        stored = _names_in(path).get(part)
         if stored is None:
             return None
         path = path / stored
@@ -168,6 +169,6 @@ def _as_stored(root: Path, name: str) -> Path | None:
 
 
 @lru_cache(maxsize=4096)
-def _cached_stored(folder: Path) -> dict[str, str]:
+def _names_in(folder: Path) -> dict[str, str]:
     """List a folder once: only names that are not stored in NFC come this way, then many from one folder."""
-    return _stored(folder) if folder.is_dir() else {}
+    return {name: entry.name for name, entry in _stored(folder).items()} if folder.is_dir() else {}

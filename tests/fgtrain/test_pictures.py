@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -94,6 +94,7 @@ def test_the_end_marker_of_a_thumbnail_is_not_the_pictures(tmp_path: Path) -> No
     assert "truncated JPEG" in str(flaw(written(tmp_path, cut)))
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 10_000), progressive=st.booleans())
 def test_no_strict_beginning_of_a_jpeg_reaches_its_end(cut: int, progressive: bool) -> None:
     data = encoded(gradient(), "JPEG", progressive=progressive, restart_marker_rows=1)
@@ -101,12 +102,14 @@ def test_no_strict_beginning_of_a_jpeg_reaches_its_end(cut: int, progressive: bo
     assert not jpeg_ends(data[: cut % len(data)])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_answer(data: bytes) -> None:
     for magic in (b"", b"\xff\xd8\xff"):
         assert jpeg_ends(magic + data) in (True, False)
 
 
+@settings(deadline=None)
 @given(
     magic=st.sampled_from(
         [b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0+", b"RIFF1234WEBP", b"\xff\xd8\xff", b"GIF89a"]
@@ -159,15 +162,11 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
     assert decode(data, "x").shape == GRADIENT.shape
 
 
-@pytest.mark.parametrize(
-    ("value", "seen"), [(0, 0), (0x7FFF, 127), (0x8080, 128), (0xFF00, 254), (0xFFFF, 255)]
-)
-def test_16_bit_grey_is_scaled_not_clipped(value: int, seen: int) -> None:
-    deep = Image.fromarray(np.full((4, 6), value, np.uint16))
-    for format_ in ("PNG", "TIFF"):
-        pixels = decode(encoded(deep, format_), "x")
-        assert pixels.shape == (4, 6, 3)
-        assert abs(int(pixels[0, 0, 0]) - seen) <= (0 if value in (0, 0xFFFF) else 1)
+@pytest.mark.parametrize("format_", ("PNG", "TIFF"))
+def test_16_bit_grey_is_scaled_not_clipped(format_: str) -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    pixels = decode(encoded(Image.fromarray(ramp * 257), format_), "x")
+    np.testing.assert_array_equal(pixels, np.repeat(ramp[:, :, None], 3, axis=2))
 
 
 @pytest.mark.parametrize("mode", ("L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"))
@@ -208,13 +207,15 @@ def test_floating_point_pixels_are_refused_with_a_reason() -> None:
         decode(encoded(Image.new("F", (4, 4)), "TIFF"), "x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_decode_or_are_corrupt(data: bytes) -> None:
     with pytest.raises(Corrupt):
         decode(data, "x")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning", "ignore::UserWarning")
+@settings(deadline=None)
 @given(
     at=st.integers(0, 10_000),
     value=st.integers(0, 255),
