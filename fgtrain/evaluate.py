@@ -36,9 +36,7 @@ def evaluate(recipe: Recipe, samples: tuple[Sample, ...], state: State, place: P
     return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "samples": int(count)}
 
 
-def _measure(
-    recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device
-) -> torch.Tensor:
+def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device) -> torch.Tensor:
     """Return sums over a micro-batch: loss, correct within 1, correct within 5, samples."""
     if not len(batch.labels):
         return torch.zeros(4, dtype=torch.float64)

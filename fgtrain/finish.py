@@ -23,11 +23,11 @@ def publish(run: RunFile, runs: RunStore, state: State, manifest: Manifest, jour
     runs.store.put(runs.key("weights.safetensors"), _weights(state, run))
     rows = [json.loads(line) for line in lines.splitlines()]
     _publish_board(runs, rows)
-    last = next((r for r in reversed(rows) if "val_top1" in r), {})
+    last: dict[str, float] = next((r for r in reversed(rows) if "val_top1" in r), {})
     result = Result(
         step=manifest.step,
         weights=manifest.weights,
-        last={k: v for k, v in last.items()},
+        last=last,
         best=state.best,
         bad_images=len(state.bad_images),
     )

@@ -131,7 +131,7 @@ def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: boo
     workers = recipe.loader.workers
     return DataLoader(
         pictures,
-        batch_sampler=requests,  # type: ignore[arg-type]
+        batch_sampler=requests,
         num_workers=workers,
         prefetch_factor=recipe.loader.prefetch if workers else None,
         collate_fn=_Collate(_images(recipe).crop),

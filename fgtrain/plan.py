@@ -99,9 +99,11 @@ def check_world(plan: Plan, world: World) -> None:
     if world.nodes < 1 or world.gpus < 1:
         raise RecipeError(f"--nodes {world.nodes} --gpus {world.gpus}: both must be 1 or more")
     if world.size > plan.micro_batches:
-        fits = max(d for d in range(1, plan.total // world.size + 1) if plan.total % d == 0) if (
-            plan.total >= world.size
-        ) else 0
+        fits = (
+            max(d for d in range(1, plan.total // world.size + 1) if plan.total % d == 0)
+            if (plan.total >= world.size)
+            else 0
+        )
         fix = f"--set batch.micro={fits}" if fits else f"--set batch.total={world.size * plan.micro}"
         raise RecipeError(
             f"batch.total={plan.total} in micro-batches of {plan.micro} makes {plan.micro_batches},"

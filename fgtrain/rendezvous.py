@@ -1,6 +1,6 @@
 """The store that agents meet in, in a process of its own: no worker node's death takes it along.
 
-    python -m fgtrain.rendezvous --port PORT
+python -m fgtrain.rendezvous --port PORT
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         done.set()
 
     signal.signal(signal.SIGTERM, finish)
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     store = TCPStore("0.0.0.0", args.port, is_master=True, wait_for_workers=False)
     done.wait()

@@ -1,13 +1,13 @@
 """What a run keeps in its store, and under which keys.
 
-    runs/<run>/run.json                      recipe, plan, digests: written once, by create
-    runs/<run>/status.json                   last word of the supervisor
-    runs/<run>/stop                          present: someone asked the run to stop
-    runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
-    runs/<run>/manifests/<step>-<attempt>    one committed snapshot
-    runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
-    runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
-    chunks/<hh>/<sha256>                     contents, shared by all runs of the store
+runs/<run>/run.json                      recipe, plan, digests: written once, by create
+runs/<run>/status.json                   last word of the supervisor
+runs/<run>/stop                          present: someone asked the run to stop
+runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
+runs/<run>/manifests/<step>-<attempt>    one committed snapshot
+runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
+runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
+chunks/<hh>/<sha256>                     contents, shared by all runs of the store
 """
 
 from __future__ import annotations

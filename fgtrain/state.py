@@ -29,13 +29,14 @@ class State:
         self.step = 0
         self.best: dict[str, float] = {}
         self.bad_images: dict[str, str] = {}
-        self._names = {p: n for n, p in net.named_parameters()}
+        self._names: dict[torch.Tensor, str] = {p: n for n, p in net.named_parameters()}
 
     # -- out ------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> Tensors:
         """Return the live tensors by group; weights come first by name, then optimizer state, then averages."""
-        frozen, trained = {}, {}
+        frozen: dict[str, torch.Tensor] = {}
+        trained: dict[str, torch.Tensor] = {}
         parameters = dict(self.net.named_parameters())
         for name, t in self.net.state_dict(keep_vars=True).items():
             still = name in parameters and not parameters[name].requires_grad

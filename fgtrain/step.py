@@ -1,7 +1,7 @@
 """One optimizer step: this rank's micro-batches, the gradients of all ranks, one update.
 
-The loss of a step is the mean over its samples, whoever computes them. Ranks differ in how many micro-batches they have;
-each scales its sums so that the mean over ranks, which DDP computes, is the mean over samples.
+The loss of a step is the mean over its samples, whoever computes them. Ranks differ in how many micro-batches they
+have; each scales its sums so that the mean over ranks, which DDP computes, is the mean over samples.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Stepper:
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Add one micro-batch's gradients and return the sum of its losses.
 
-        A micro-batch without samples (the run's last step, or all its pictures bad) still runs a stand-in, so that every
-        rank takes part in the exchange of gradients.
+        A micro-batch without samples (the run's last step, or all its pictures bad) still runs a stand-in, so that
+        every rank takes part in the exchange of gradients.
         """
         torch.manual_seed(key("dropout", self._recipe.seed, self._state.step, micro_batch))
         last = micro_batch == self._mine[-1]
@@ -103,7 +103,8 @@ class Stepper:
             scale = self._place.size / self._plan.batch_samples(self._state.step)
             self._state.scaler.scale(loss * scale).backward()
         self._norms.end_micro_batch(0.0 if empty else 1.0)
-        return loss.detach()
+        detached: torch.Tensor = loss.detach()
+        return detached
 
     def _update(self) -> float:
         """Apply the gradients and return the learning rate used."""

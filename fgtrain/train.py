@@ -77,7 +77,13 @@ def train(
     stepper = Stepper(recipe, plan, place, state)
     clock = _SnapshotClock(recipe, place)
     batches = loader.training_batches(
-        recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
+        recipe,
+        plan,
+        index.train,
+        start=state.step,
+        rank=place.rank,
+        size=place.size,
+        pin=place.device.type == "cuda",
     )
     journal.begin()
     stop = False

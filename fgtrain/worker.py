@@ -127,7 +127,9 @@ def _kind(error: Exception) -> str:
     import torch.distributed as dist
 
     lost_peer = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "store->get")
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in lost_peer)):
+    if isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in lost_peer)
+    ):
         return "peer"
     return "error"
 

@@ -101,9 +101,7 @@ def fetch(
     return into / dataset.folder
 
 
-def _fetch(
-    dataset: Dataset, into: Path, urls: Sequence[str], report: Report, wait: Callable[[float], object]
-) -> None:
+def _fetch(dataset: Dataset, into: Path, urls: Sequence[str], report: Report, wait: Callable[[float], object]) -> None:
     """Download and unpack. An archive that the user brought is used, and left where it is."""
     brought, part = into / dataset.archive.name, into / f"{dataset.archive.name}.part"
     if brought.exists():
@@ -124,9 +122,7 @@ def _make(into: Path) -> None:
     try:
         into.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{into}: cannot be made: {error.strerror}; choose another folder with `--into DIR`"
-        ) from error
+        raise UserError(f"{into}: cannot be made: {error.strerror}; choose another folder with `--into DIR`") from error
 
 
 def _is_complete(dataset: Dataset, into: Path) -> bool:
@@ -146,9 +142,7 @@ def _alone(lock: Path) -> Iterator[None]:
     try:
         file = lock.open("w")
     except OSError as error:
-        raise UserError(
-            f"{lock.parent}: cannot be written: {error.strerror}; choose another folder"
-        ) from error
+        raise UserError(f"{lock.parent}: cannot be written: {error.strerror}; choose another folder") from error
     with file:
         if sys.platform != "win32":
             try:
@@ -168,9 +162,7 @@ def _unpack(dataset: Dataset, archive: Path, into: Path) -> None:
         with tarfile.open(archive, "r:gz") as tar:
             tar.extractall(aside, members=_below(tar, dataset.folder), filter="data")
         if not (aside / dataset.folder).is_dir():
-            raise UserError(
-                f"{archive}: holds no {dataset.folder}/ folder; it is not the archive of {dataset.title}"
-            )
+            raise UserError(f"{archive}: holds no {dataset.folder}/ folder; it is not the archive of {dataset.title}")
         (aside / dataset.folder).rename(into / dataset.folder)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: cannot be unpacked: {error}") from error

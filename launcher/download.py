@@ -91,9 +91,7 @@ class _Part:
 
     def version(self, url: str) -> str:
         """Return the validator given to `begin`; empty if there was none or it was another server's."""
-        noted_url, _, validator = (
-            self._note.read_text("utf-8").partition("\n") if self._note.exists() else ("", "", "")
-        )
+        noted_url, _, validator = self._note.read_text("utf-8").partition("\n") if self._note.exists() else ("", "", "")
         return validator if noted_url == url else ""
 
     def begin(self, url: str, validator: str) -> None:
@@ -204,11 +202,7 @@ def _receive(reply: Any, wanted: Wanted, part: _Part, report: Report) -> None:
         done = part.size()
         report(done, wanted.size)
         while done < wanted.size:
-            block = (
-                reply.read1(min(_BLOCK, wanted.size - done))
-                if hasattr(reply, "read1")
-                else reply.read(_BLOCK)
-            )
+            block = reply.read1(min(_BLOCK, wanted.size - done)) if hasattr(reply, "read1") else reply.read(_BLOCK)
             if not block:
                 raise _Interrupted(f"the connection closed after {done} of {wanted.size} bytes")
             with _disk_errors(part.path):
@@ -262,9 +256,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror}; the next call goes on from here"
-        ) from error
+        raise UserError(f"{path}: cannot be written: {error.strerror}; the next call goes on from here") from error
 
 
 def sha256(path: Path) -> str:

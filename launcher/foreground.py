@@ -78,7 +78,15 @@ def detach(runs: RunStore, world: World, port: int | None) -> int:
     """Start a supervisor in the background and return once it has the run in hand."""
     log = work_root() / runs.run / "supervisor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "launcher.background", runs.store.url, runs.run, str(world.nodes), str(world.gpus)]
+    argv = [
+        sys.executable,
+        "-m",
+        "launcher.background",
+        runs.store.url,
+        runs.run,
+        str(world.nodes),
+        str(world.gpus),
+    ]
     with log.open("ab") as out:
         process = subprocess.Popen(
             [*argv, *([str(port)] if port else [])],

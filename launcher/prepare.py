@@ -45,9 +45,7 @@ def checked_store(url: str) -> tuple[Store, list[str]]:
     return store, notes
 
 
-def prepare(
-    target: str, overrides: Sequence[str], world: World, name: str | None = None
-) -> tuple[RunFile, list[str]]:
+def prepare(target: str, overrides: Sequence[str], world: World, name: str | None = None) -> tuple[RunFile, list[str]]:
     """Plan a run of a recipe; returns it with what the user should know.
 
     Raises:
@@ -187,7 +185,11 @@ def _code() -> dict[str, str]:
 
 
 def _environment() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "platform": platform.platform(), "executable": sys.executable}
+    versions = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+    }
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -21,8 +21,32 @@ from fgtrain.parts import convert
 from fgtrain.recipe import Recipe
 
 HEAVY = frozenset(
-    "torch torchvision timm numpy scipy sklearn pandas cv2 PIL tensorflow jax deepspeed mmdet mmcv mmengine"
-    " boto3 botocore s3fs fsspec google azure sky lightning accelerate".split()
+    {
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "pandas",
+        "cv2",
+        "PIL",
+        "tensorflow",
+        "jax",
+        "deepspeed",
+        "mmdet",
+        "mmcv",
+        "mmengine",
+        "boto3",
+        "botocore",
+        "s3fs",
+        "fsspec",
+        "google",
+        "azure",
+        "sky",
+        "lightning",
+        "accelerate",
+    }
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from cluster import Cluster, Command, Node, Process
-from fgtrain.errors import StoreError, UserError
+from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
 from launcher import engine, failures, hardware
@@ -43,7 +43,13 @@ class Supervisor:
     """Runs one run on a cluster until it is finished, stopped or beyond help."""
 
     def __init__(
-        self, run: RunFile, runs: RunStore, cluster: Cluster, world: World, show: Callable[[Event], None], port: int | None
+        self,
+        run: RunFile,
+        runs: RunStore,
+        cluster: Cluster,
+        world: World,
+        show: Callable[[Event], None],
+        port: int | None,
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port = port
@@ -124,7 +130,12 @@ class Supervisor:
                 return self._verdict()
             self._replace(codes)
             if self._deaths >= failures.PATIENCE * len(self._nodes):
-                return Outcome("failed", 1, f"agents died {self._deaths} times and the run did not move", self._agent_log())
+                return Outcome(
+                    "failed",
+                    1,
+                    f"agents died {self._deaths} times and the run did not move",
+                    self._agent_log(),
+                )
             time.sleep(_POLL_S)
 
     def _agent_log(self) -> str:

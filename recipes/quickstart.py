@@ -2,7 +2,7 @@
 
 from fgtrain.data.digits import Digits
 from fgtrain.models.timm import Timm
-from fgtrain.recipe import AdamW, Batch, Cosine, Ema, Loader, Recipe, Snapshots
+from fgtrain.recipe import AdamW, Batch, Cosine, Loader, Recipe, Snapshots
 
 RECIPE = Recipe(
     model=Timm(name="test_resnet", classes=10),

@@ -96,12 +96,8 @@ def declared(pyproject: str) -> tuple[set[str], set[str]]:
 def parse_arguments(argv: Sequence[str], extras: set[str], groups: set[str]) -> argparse.Namespace:
     """Parse the command line; a name that pyproject.toml does not know is refused with the known ones."""
     parser = argparse.ArgumentParser("scripts/install", description="Install fglaunch into .venv.")
-    parser.add_argument(
-        "extras", nargs="*", metavar="EXTRA", help=f"of {', '.join(sorted(extras))}; default: train"
-    )
-    parser.add_argument(
-        "--group", action="append", default=[], choices=sorted(groups), help="may be repeated"
-    )
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help=f"of {', '.join(sorted(extras))}; default: train")
+    parser.add_argument("--group", action="append", default=[], choices=sorted(groups), help="may be repeated")
     parser.add_argument("--fresh", action="store_true", help="remove .venv first")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.extras) - extras:
@@ -157,9 +153,7 @@ def uv_has_settings(env: Mapping[str, str]) -> bool:
     home = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
     files = [Path(env.get("UV_CONFIG_FILE", "/etc/uv/uv.toml")), home / "uv" / "uv.toml"]
     texts = [file.read_text("utf-8", "replace") for file in files if file.is_file()]
-    return any(
-        re.search(r"^\s*\[*(index|extra-index|find-links|torch-backend)", text, re.M) for text in texts
-    )
+    return any(re.search(r"^\s*\[*(index|extra-index|find-links|torch-backend)", text, re.M) for text in texts)
 
 
 def torch_backend(env: Mapping[str, str], gpu: bool, system: str) -> str | None:
@@ -218,13 +212,9 @@ def install(venv: Path, wanted: Stamp, env: Mapping[str, str]) -> Stamp:
     uv = get_uv(venv, uv_env, ROOT / "constraints.txt")
     python = str(venv / "bin" / "python")
     if not succeeds([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], env):
-        base: str = getattr(
-            sys, "_base_executable", sys.executable
-        )  # we may run in the .venv that is being replaced
+        base: str = getattr(sys, "_base_executable", sys.executable)  # we may run in the .venv that is being replaced
         run([uv, "venv", "--quiet", "--allow-existing", "--python", base, str(venv)], uv_env)
-    backend = (
-        torch_backend(uv_env, has_nvidia_gpu(env), platform.system()) if "train" in wanted.extras else None
-    )
+    backend = torch_backend(uv_env, has_nvidia_gpu(env), platform.system()) if "train" in wanted.extras else None
     done = Stamp(**{**asdict(wanted), "torch_backend": reachable_backend(uv, backend, uv_env, python)})
     run(install_command(uv, python, done), uv_env)
     return done

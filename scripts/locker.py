@@ -21,9 +21,7 @@ from uv_binary import get_uv
 CHOSEN = ("torch==2.13.0", "torchvision==0.28.0", "timm==1.0.31")
 PYTHON_OLDEST = "3.11"
 CUDA_ONLY = re.compile(r"^(nvidia-|cuda-|triton\b)")
-HEADER = (
-    "# Made by scripts/lock; used by scripts/install. Edit scripts/locker.py or pyproject.toml instead.\n"
-)
+HEADER = "# Made by scripts/lock; used by scripts/install. Edit scripts/locker.py or pyproject.toml instead.\n"
 
 
 def tidy(compiled: str) -> str:

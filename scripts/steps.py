@@ -21,9 +21,7 @@ def say(line: str) -> None:
 def output_of(command: Sequence[str], env: Mapping[str, str]) -> str:
     """What a command prints; empty where it fails or does not exist."""
     try:
-        done = subprocess.run(
-            command, env=dict(env), capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError:
         return ""
     return done.stdout if done.returncode == 0 else ""

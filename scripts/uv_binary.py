@@ -67,9 +67,7 @@ def platform_fits(filename: str, machine: str, libc: str) -> bool:
     return any(tag.startswith(libc) and tag.endswith("_" + machine) for tag in tags)
 
 
-def pick_wheel(
-    files: Iterable[tuple[str, str]], version: str, machine: str, libc: str
-) -> tuple[str, str] | None:
+def pick_wheel(files: Iterable[tuple[str, str]], version: str, machine: str, libc: str) -> tuple[str, str] | None:
     """The (link, sha256) of uv's wheel for this machine; of several the one for the oldest systems."""
     prefix = f"uv-{version}-"
     named = [(urllib.parse.unquote(link.rpartition("/")[2]), link, sha256) for link, sha256 in files]
@@ -101,9 +99,7 @@ def fetch(url: str, env: Mapping[str, str], accept: str = "*/*") -> bytes:
     """The bytes at `url`, through the proxies of the environment and its certificate bundle."""
     bare, headers = authorized(url)
     if bare.startswith("file:") and bare.endswith("/"):
-        bare += (
-            "index.html"  # what a web server would add, and what pip adds, for an index laid out in a folder
-        )
+        bare += "index.html"  # what a web server would add, and what pip adds, for an index laid out in a folder
     request = urllib.request.Request(bare, headers={"Accept": accept, **headers})
     tls = ssl.create_default_context(cafile=env.get("SSL_CERT_FILE") or None)
     try:

@@ -86,9 +86,7 @@ def _file() -> Path:
     for place in (spec and spec.submodule_search_locations) or ():
         if (file := Path(place, "datasets", "data", "digits.csv.gz")).is_file():
             return file
-    raise UserError(
-        "data: the digits come with scikit-learn, which is not installed: `pip install 'fglaunch[train]'`"
-    )
+    raise UserError("data: the digits come with scikit-learn, which is not installed: `pip install 'fglaunch[train]'`")
 
 
 @cache

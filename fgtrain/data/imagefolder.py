@@ -101,9 +101,7 @@ def _walk(folder: Path, split: str, class_: str, above: frozenset[tuple[int, int
     if pictures and not class_:
         raise UserError(f"{folder / next(iter(pictures.values()))}: lies in no class folder; {_LAYOUT}")
     if class_ and not folders and not pictures:
-        raise UserError(
-            f"{folder}: class folder without pictures ({', '.join(SUFFIXES)}); fill it or remove it"
-        )
+        raise UserError(f"{folder}: class folder without pictures ({', '.join(SUFFIXES)}); fill it or remove it")
     for name in pictures:
         yield _Found(f"{split}/{class_}/{name}", class_)
     for name, stored in folders.items():

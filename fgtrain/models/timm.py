@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgtrain.errors import UserError
 from fgtrain.models import Model
@@ -37,12 +37,16 @@ class Timm(Part, Model):
         if not timm.is_model(self.name):
             near = ", ".join(timm.list_models(f"*{self.name}*")[:5] or timm.list_models()[:5])
             raise UserError(f"model.name={self.name}: timm has no such model; near it: {near}")
-        options = {"drop_path_rate": self.drop_path} if self.drop_path else {}
+        options: dict[str, Any] = {"drop_path_rate": self.drop_path} if self.drop_path else {}
         if self.weights:
             options["pretrained_cfg_overlay"] = {"file": self.weights}
         try:
             net: torch.nn.Module = timm.create_model(
-                self.name, pretrained=self.pretrained, num_classes=self.classes, drop_rate=self.drop, **options
+                self.name,
+                pretrained=self.pretrained,
+                num_classes=self.classes,
+                drop_rate=self.drop,
+                **options,
             )
         except (OSError, RuntimeError) as error:
             if not self.pretrained:
@@ -52,5 +56,6 @@ class Timm(Part, Model):
                 f"model.pretrained=true: the weights of {self.name} cannot be had ({reason});"
                 " set model.weights to a local file, or model.pretrained=false"
             ) from error
-        freeze(net, self.freeze, head=net.get_classifier())
+        head: torch.nn.Module = net.get_classifier()  # type: ignore[operator]
+        freeze(net, self.freeze, head)
         return net

@@ -56,7 +56,9 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def read_group(spans: Mapping[str, TensorSpan], tensors: Mapping[str, torch.Tensor], start: int, stop: int) -> bytearray:
+def read_group(
+    spans: Mapping[str, TensorSpan], tensors: Mapping[str, torch.Tensor], start: int, stop: int
+) -> bytearray:
     """Copy the bytes [start, stop) of a group out of its live tensors; gaps are zero."""
     out = bytearray(stop - start)
     view = torch.frombuffer(out, dtype=torch.uint8) if out else None

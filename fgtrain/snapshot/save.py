@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from fgtrain import manifest as manifests
-from fgtrain.errors import FglaunchError
+from fgtrain.errors import FglaunchError, StoreError, StoreUnavailable
 from fgtrain.manifest import Group, Manifest, Segment, chunk_key
 from fgtrain.place import Place, from_leader
 from fgtrain.runstore import Attempt, RunStore
@@ -58,21 +58,23 @@ class Saver:
             StoreError: the store failed; nothing is committed and the lines stay the caller's.
         """
         layout = Layout(tensors)
-        part, error = None, None
+        part: Part | None = None
+        answer: Manifest | FglaunchError | None = None
         try:
             part = self._store_share(layout, tensors, lines)
-        except FglaunchError as problem:
-            error = problem
+        except StoreError as error:
+            answer = error
         parts = self._gather(part)
-        manifest: Manifest | FglaunchError | None = None
         if self._place.leads:
             try:
-                manifest = self._commit(step, layout, parts, values)
-            except FglaunchError as problem:
-                manifest = error or problem
-        manifest = from_leader(manifest, self._place)
-        if error or not isinstance(manifest, Manifest):
-            raise error or manifest or AssertionError("rank 0 sent no manifest")
+                answer = self._commit(step, layout, parts, values)
+            except FglaunchError as error:
+                answer = answer or error
+        answer = from_leader(answer, self._place)
+        if not isinstance(answer, Manifest):
+            assert answer is not None
+            raise answer
+        manifest = answer
         self._last, self._known = manifest, set(manifest.chunks())
         return manifest
 
@@ -103,7 +105,7 @@ class Saver:
     def _commit(self, step: int, layout: Layout, gathered: list[Part | None], values: dict[str, Any]) -> Manifest:
         parts = [p for p in gathered if p is not None]
         if len(parts) != self._place.size:
-            raise FglaunchError(f"snapshot of step {step}: a rank could not store its share")
+            raise StoreUnavailable(f"snapshot of step {step}: a rank could not store its share")
         groups = {}
         for name, bytes_ in layout.group_bytes.items():
             count = manifests.chunk_count(bytes_, layout.chunk_bytes)

@@ -13,7 +13,9 @@ from launcher.foreground import say
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    with Progress(*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
+    with Progress(
+        *Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    ) as bar:
         task = bar.add_task(args.name, total=None)
         folder = datasets.get(
             args.name,

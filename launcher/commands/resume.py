@@ -31,7 +31,8 @@ def call(args: argparse.Namespace) -> int:
     if not args.as_recorded:
         check_unchanged(run)
     world = World(
-        run.world.nodes if args.nodes is None else args.nodes, run.world.gpus if args.gpus is None else args.gpus
+        run.world.nodes if args.nodes is None else args.nodes,
+        run.world.gpus if args.gpus is None else args.gpus,
     )
     for note in foreground.check_start(run, world, args.port) + notes:
         say(note)

@@ -31,7 +31,15 @@ def call(args: argparse.Namespace) -> int:
         table.add_column(heading, justify="right" if "bytes" in heading or heading == "step" else "left")
     for r in rows:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(r["time"]))
-        cells = (r["step"], r["attempt"], when, r["world"], r["bytes_new"], r["bytes_shared"], r["weights"][:16])
+        cells = (
+            r["step"],
+            r["attempt"],
+            when,
+            r["world"],
+            r["bytes_new"],
+            r["bytes_shared"],
+            r["weights"][:16],
+        )
         table.add_row(*map(str, cells), "yes" if r["verified"] else f"NO: {r['problem']}")
     Console().print(table)
     return 0

@@ -133,9 +133,7 @@ def test_the_real_subset_is_whole_and_decodes() -> None:
     data = Cub200(root=str(real_data("cub50")))
     index = data.index()
     assert (len(index.classes), len(index.train), len(index.val)) == (50, 1449, 1500)
-    assert (
-        {sample.label for sample in index.train} == {sample.label for sample in index.val} == set(range(50))
-    )
+    assert {sample.label for sample in index.train} == {sample.label for sample in index.val} == set(range(50))
     assert all(index.classes[s.label] == s.name.split("/")[1] for s in index.train + index.val)
     assert usable(data, index) == (index, [])
     for sample in index.train[::300]:

@@ -78,9 +78,7 @@ def test_decomposed_and_composed_names_are_the_same(tmp_path: Path) -> None:
 
 
 def test_the_same_name_in_two_forms_in_one_folder_is_refused(tmp_path: Path) -> None:
-    data = fill(
-        tmp_path, unicodedata.normalize("NFD", "Möwe/1.jpg"), unicodedata.normalize("NFC", "Möwe/1.jpg")
-    )
+    data = fill(tmp_path, unicodedata.normalize("NFD", "Möwe/1.jpg"), unicodedata.normalize("NFC", "Möwe/1.jpg"))
     if len(list((tmp_path / "train").iterdir())) == 1:
         pytest.skip("this file system takes the two forms for one name")
     with pytest.raises(UserError, match="twice, in two Unicode forms"):
@@ -174,12 +172,7 @@ def test_any_names_give_a_sorted_index_whose_samples_exist(
     root = tmp_path_factory.mktemp("any")
     for split in ("train", "val"):
         for class_, name in names:
-            path = (
-                root
-                / split
-                / unicodedata.normalize("NFC", class_)
-                / unicodedata.normalize("NFC", f"{name}.png")
-            )
+            path = root / split / unicodedata.normalize("NFC", class_) / unicodedata.normalize("NFC", f"{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x")
     data = ImageFolder(root=str(root))

@@ -116,9 +116,7 @@ def test_any_bytes_give_an_answer(data: bytes) -> None:
     ),
     rest=st.binary(max_size=80),
 )
-def test_hostile_headers_never_raise(
-    tmp_path_factory: pytest.TempPathFactory, magic: bytes, rest: bytes
-) -> None:
+def test_hostile_headers_never_raise(tmp_path_factory: pytest.TempPathFactory, magic: bytes, rest: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "hostile"
     path.write_bytes(magic + rest)
     assert flaw(path) is None or isinstance(flaw(path), str)

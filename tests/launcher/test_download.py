@@ -171,9 +171,7 @@ def test_another_range_than_asked_is_not_appended(call: Call) -> None:
 
 
 def test_a_body_of_no_declared_length_is_read_to_its_size(call: Call) -> None:
-    with serve(
-        Archive(CONTENT, faults=[Fault(chunked=True, cut_after=100_000), Fault(chunked=True)])
-    ) as archive:
+    with serve(Archive(CONTENT, faults=[Fault(chunked=True, cut_after=100_000), Fault(chunked=True)])) as archive:
         assert call(archive.url) == CONTENT
 
 

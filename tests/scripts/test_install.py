@@ -62,9 +62,7 @@ def test_pip_config_listing_is_read_with_install_over_global(installer: ModuleTy
 
 
 def test_pip_variables_win_over_pip_files(installer: ModuleType) -> None:
-    options = installer.pip_options(
-        {"PIP_INDEX_URL": "https://env"}, {"index-url": "https://file", "cert": "/c.pem"}
-    )
+    options = installer.pip_options({"PIP_INDEX_URL": "https://env"}, {"index-url": "https://file", "cert": "/c.pem"})
     assert options == {"index-url": "https://env", "cert": "/c.pem"}
 
 

@@ -169,13 +169,9 @@ def seaweed_arguments(server: S3Server, data: Path) -> list[str]:
     credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     config = server.data / "identities.json"
-    config.write_text(
-        json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]})
-    )
+    config.write_text(json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}))
     ports = [
-        flag
-        for name in SEAWEED_PORTS
-        for flag in (f"-{name}.port={free_port()}", f"-{name}.port.grpc={free_port()}")
+        flag for name in SEAWEED_PORTS for flag in (f"-{name}.port={free_port()}", f"-{name}.port.grpc={free_port()}")
     ]
     s3 = [f"-s3.port={server.port}", f"-s3.port.grpc={free_port()}", f"-s3.config={config}"]
     off = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false"]
