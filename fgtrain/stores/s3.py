@@ -80,7 +80,7 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
-        # By process: a child must not use its parent's connection, nor free it (that waits for a lost thread).
+        # By process: a child must not use its parent's connection, nor free it (its thread is not there).
         self._connections: dict[int, Any] = {}
 
     def put(self, key: str, data: bytes | memoryview) -> None:

@@ -233,8 +233,15 @@ def test_body_that_breaks_off_is_read_again(proxy: S3Proxy, behind_proxy: Store)
         behind_proxy.get("k")
 
 
-def test_byte_that_changes_on_the_way_is_refused(proxy: S3Proxy, behind_proxy: Store) -> None:
-    proxy.reset(first("PUT", Lose.FLIP))
+def test_byte_that_changes_on_the_way_down_is_read_again(proxy: S3Proxy, behind_proxy: Store) -> None:
+    behind_proxy.put("k", b"precious")
+    proxy.reset(first("GET", Lose.BIT_DOWN))
+    assert behind_proxy.get("k") == b"precious"
+    assert proxy.seen["GET"] == 2
+
+
+def test_byte_that_changes_on_the_way_up_is_refused(proxy: S3Proxy, behind_proxy: Store) -> None:
+    proxy.reset(first("PUT", Lose.BIT_UP))
     with pytest.raises(StoreUnavailable):
         behind_proxy.put("k", b"precious")
     with pytest.raises(KeyMissing):

@@ -1,6 +1,6 @@
 """A proxy in front of an S3 server that loses, breaks or replaces answers as a test asks.
 
-It passes requests on byte for byte (signatures cover the Host header, which stays the proxy's) and counts them.
+It passes requests on byte for byte (signatures cover the Host header, which stays the proxy's).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ class Request(NamedTuple):
 
 
 class Lose(Enum):
-    """Close the connection instead of answering."""
+    """What is lost on the way; a lost message closes its connection."""
 
-    REQUEST = "before the server sees the request"
-    ANSWER = "after the server has done it"
-    HALF = "in the middle of the body of the answer"
-    FLIP = "not at all, but one byte of the body of the request is another"
+    REQUEST = "the request, before the server sees it"
+    ANSWER = "the answer, after the server has done the work"
+    HALF = "the second half of the body of the answer"
+    BIT_UP = "one bit of the body of the request"
+    BIT_DOWN = "one bit of the body of the answer"
 
 
 class Answer(NamedTuple):
@@ -81,9 +82,11 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fate, Answer):
             text = f"<Error><Code>{fate.code}</Code><Message>said the proxy</Message></Error>".encode()
             return self.answer(fate.status, [("Content-Type", "application/xml")], text)
-        if fate is Lose.FLIP:
-            body = bytes([body[0] ^ 1]) + body[1:]
+        if fate is Lose.BIT_UP:
+            body = flipped(body)
         status, headers, answer = self.ask(body)
+        if fate is Lose.BIT_DOWN:
+            answer = flipped(answer)
         if fate is Lose.ANSWER:
             return self.hang_up()
         return self.answer(status, headers, answer, half=fate is Lose.HALF)
@@ -120,6 +123,10 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the rule's test reads `seen`."""
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
+
+
+def flipped(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:]
 
 
 @contextlib.contextmanager
