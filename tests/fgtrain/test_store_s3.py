@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -19,11 +22,12 @@ from fgtrain.stores.s3 import ATTEMPTS, PARTS_ABOVE
 from tests.testbed.s3 import S3Server, free_port, s3_server
 from tests.testbed.s3_proxy import Answer, Lose, Request, Rule, S3Proxy, s3_proxy
 
+REPOSITORY = Path(__file__).parents[2]
 OpenHere = Callable[[S3Server], Store]
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> OpenHere:
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OpenHere:
     """Open a store of its own on a server, as a user would: by URL and environment."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -180,6 +184,23 @@ def test_whole_bucket_is_a_store(seaweedfs: S3Server, opened: OpenHere) -> None:
     inside = open_store(f"s3://{seaweedfs.bucket}/{folder}/")
     assert [e.key for e in inside.list()] == ["k"]
     assert [e.key for e in bucket.list(folder)] == [f"{folder}/k"]
+
+
+def test_extra_that_is_missing_is_named_and_not_needed_by_other_stores() -> None:
+    program = """
+import sys
+sys.modules["s3fs"] = None
+from fgtrain.stores import open_store
+open_store("memory://x").put("k", b"")
+assert "botocore" not in sys.modules
+try:
+    open_store("s3://bucket")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert said.stdout.startswith("UserError store s3://")
+    assert said.stdout.endswith("pip install 'fglaunch[s3]'\n")
 
 
 # --- lost and broken answers ---
