@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.testbed.s3 import BinaryMissing, binary, s3_server
