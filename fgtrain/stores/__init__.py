@@ -1,8 +1,8 @@
 """Stores: bytes by key. Each file in this package is one, found by the scheme of its URL.
 
-Keys are `/`-separated, relative, without empty, `.` or `..` segments and without control characters. No key may
-be the folder of another (`a` and `a/b`): a folder of files cannot hold both. Objects are written whole: a reader
-sees all of an object's bytes or none. The contract is `tests/contracts/store.py`; every store passes it.
+Keys are `/`-separated, relative, without empty, `.` or `..` segments and without control characters. No key
+may be the folder of another (`a` and `a/b`): a folder of files cannot hold both. Objects are written whole: a
+reader sees all of an object's bytes or none. Every store passes the contract, `tests/contracts/store.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 class Abilities(NamedTuple):
     """What a store was seen to do.
 
-    Some vendors accept a conditional create and ignore the condition: there, `create` is no more than `put`.
+    Some vendors ignore or refuse the condition of a conditional create; `create` is no more than `put` there.
     """
 
     conditional_create: bool

@@ -101,7 +101,7 @@ class FileStore:
             self._sweep()
             return probe(self)
         except StoreUnavailable as error:
-            raise UserError(f"{error}; choose another folder, or make this one writable") from error
+            raise UserError(str(error)) from error
 
     def _path(self, key: str) -> Path:
         if valid_key(key).split("/")[0] == TEMPORARY:
@@ -211,9 +211,9 @@ def _reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full, or the quota is used up; free some space"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return f"no permission to write or read{where}"
+        return f"no permission to write or read{where}; grant it, or choose another folder"
     if isinstance(error, NotADirectoryError):
-        return f"a file lies where a folder must be{where}"
+        return f"a file lies where a folder must be{where}; choose another folder"
     if isinstance(error, IsADirectoryError):
         return f"a folder lies where the object must be{where}"
     return f"{error.strerror or error}{where}"

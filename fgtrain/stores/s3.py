@@ -1,17 +1,20 @@
 """`s3://bucket/prefix`: objects in S3 or in a vendor's likeness of it, through s3fs.
 
 The environment says where and who, as for every AWS tool: `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION`, `AWS_PROFILE`, `AWS_MAX_ATTEMPTS`. With an endpoint of its own, buckets
-are addressed by path; a vendor that refuses that (Aliyun OSS) wants `addressing_style = virtual` under `s3 =` in the
-profile of `~/.aws/config`.
+`AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION`, `AWS_PROFILE`, `AWS_MAX_ATTEMPTS`. With an endpoint of its
+own, buckets are addressed by path; a vendor that refuses that (Aliyun OSS) wants `addressing_style =
+virtual` under `s3 =` in the profile of `~/.aws/config`.
 
-s3fs brings the connection, credentials, retries and threads; its file-system calls are not used, because they cache
-listings, take `?versionId=` in a key for syntax, and answer for folders where S3 has none.
+s3fs brings the connection, credentials, retries and threads; its file-system calls are not used, because
+they cache listings, take `?versionId=` in a key for syntax, and answer for folders where S3 has none.
 
-A create whose answer is lost is sent again by the client and then meets its own object. The answer 412 to a request
-that was sent more than once is therefore settled by reading the object: equal bytes mean that this call won. Two
-callers that create the same bytes under one key may then both be told that they won; whoever needs to know which it
-was puts something unique into the object (an attempt token does).
+A create whose answer is lost is sent again by the client (botocore does, and beneath it aiohttp, which
+tells nobody) and then meets its own object. So each create labels its object with a name of its own in the
+metadata, and the answer 412 is settled by looking at the label: one caller wins, even where two create the
+same bytes.
+
+An upload in parts that is killed leaves parts that cost money: give the bucket a lifecycle rule that aborts
+incomplete uploads after a day.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import asyncio
 import base64
 import os
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
@@ -31,7 +35,8 @@ from fgtrain.stores import Abilities, Entry, probe, valid_key
 try:
     import aiohttp
     import botocore.session
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as NoConnection
     from fsspec.asyn import sync
     from s3fs import S3FileSystem
 except ImportError as missing:
@@ -45,8 +50,9 @@ PARTS_AT_ONCE = 4
 CONNECT_S = 5
 READ_S = 30
 CONNECTIONS = 32
-# Tries of what the client does not try again by itself: a body that breaks off, a create that meets another's.
-ATTEMPTS = 5
+LABEL = "fglaunch-create"
+# Tries of what the client does not try again by itself: a body that breaks off, a create that meets another.
+ATTEMPTS = 3
 PAUSE_S = 0.1
 
 FAULTS = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
@@ -67,14 +73,14 @@ NO_SERVER = "nothing answers there; start the server, or mend AWS_ENDPOINT_URL"
 
 
 class S3Store:
-    """Objects below `prefix` in one bucket. Threads may share it, and it may be used on both sides of a fork."""
+    """Objects below `prefix` in one bucket; threads may share it, and a process and those it forks."""
 
     def __init__(self, bucket: str, prefix: str, endpoint: str | None) -> None:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
-        # By process: a child must not touch its parent's sockets, nor free them (which waits for the parent's loop).
+        # By process: a child must not use its parent's connection, nor free it (its thread is not there).
         self._connections: dict[int, Any] = {}
 
     def put(self, key: str, data: bytes | memoryview) -> None:
@@ -83,29 +89,39 @@ class S3Store:
         if len(view) <= PARTS_ABOVE:
             self._call("put_object", key, Body=_body(data), ChecksumCRC32=_crc32(view))
             return
-        connection = self._connection()
+        target = self._object(key)
         try:
-            sync(connection.loop, _put_in_parts, connection, self._object(key), view)
+            connection = self._connection()
+            sync(connection.loop, _put_in_parts, connection, target, view)
         except FAULTS as error:
             self._raise(error, key)
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `Store.create`. Always one request: some vendors forget the condition when parts are joined."""
         body = _body(data)
-        request = {"Body": body, "ChecksumCRC32": _crc32(body), "IfNoneMatch": "*"}
+        label = uuid.uuid4().hex
+        request = {
+            "Body": body,
+            "ChecksumCRC32": _crc32(body),
+            "IfNoneMatch": "*",
+            "Metadata": {LABEL: label},
+        }
         for attempt in range(ATTEMPTS):
             try:
                 self._call("put_object", key, **request)
-                return
-            except KeyExists as error:
-                if _sent_again(error.__cause__) and self.get(key) == body:
-                    return
-                raise
-            except StoreUnavailable as error:
-                # Another request for this key was in flight: nothing was written, and AWS asks to try again.
-                if _status(error.__cause__) != 409 or attempt == ATTEMPTS - 1:
+            except KeyExists:
+                if self._label(key) != label:
                     raise
-            time.sleep(PAUSE_S * 2**attempt)
+            except StoreUnavailable as error:
+                status = _status(error.__cause__)
+                if status == 409 and attempt < ATTEMPTS - 1:
+                    # Another request for this key was in flight, nothing was written; AWS asks to try again.
+                    time.sleep(PAUSE_S * 2**attempt)
+                    continue
+                if status != 501:
+                    raise
+                self.put(key, body)  # the vendor knows no conditions, which `check` reports
+            return
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """See `Store.get`."""
@@ -117,6 +133,8 @@ class S3Store:
         request = self._object(key)
         if start or end is not None:
             request["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        else:
+            request["ChecksumMode"] = "ENABLED"
         data, ranged = self._download(key, request)
         return data if ranged else data[start:end]  # some vendors ignore a range
 
@@ -127,15 +145,8 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Store.list`."""
-        more: dict[str, str] = {}
-        while True:
-            page = self._call("list_objects_v2", None, Prefix=self._prefix + prefix, **more)
-            for found in page.get("Contents", []):
-                modified: datetime = found["LastModified"]
-                yield Entry(found["Key"].removeprefix(self._prefix), found["Size"], modified.timestamp())
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+        # Sorted here, since vendors that keep folders (SeaweedFS) give `a/b` before `a-b`.
+        yield from sorted(self._unordered(prefix))
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
@@ -151,11 +162,30 @@ class S3Store:
         except StoreError as error:
             raise UserError(str(error)) from error
 
+    def _label(self, key: str) -> str | None:
+        """Return what the create of this object called itself."""
+        try:
+            label: str | None = self._call("head_object", key).get("Metadata", {}).get(LABEL)
+        except KeyMissing:
+            return None
+        return label
+
     def _object(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + valid_key(key)}
 
+    def _unordered(self, prefix: str) -> Iterator[Entry]:
+        more: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", None, Prefix=self._prefix + prefix, **more)
+            for found in page.get("Contents", []):
+                modified: datetime = found["LastModified"]
+                yield Entry(found["Key"].removeprefix(self._prefix), found["Size"], modified.timestamp())
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
     def _connection(self) -> Any:
-        """This process's file system; making one does no input or output."""
+        """Return the file system of this process; making one sends nothing."""
         process = os.getpid()
         if process not in self._connections:
             self._connections.setdefault(process, _connect(self._endpoint))
@@ -172,19 +202,19 @@ class S3Store:
 
     def _download(self, key: str, request: dict[str, Any]) -> tuple[bytes, bool]:
         """Return the body, and whether it is the range that was asked for."""
-        connection = self._connection()
         for attempt in range(ATTEMPTS):
             try:
+                connection = self._connection()
                 answer: tuple[bytes, bool] = sync(connection.loop, _get, connection, request)
                 return answer
+            except _BodyBroken as error:
+                reason = error.__cause__
             except FAULTS as error:
-                if _status(error) == 416:
+                if _status(error) == 416:  # starts at or beyond the end
                     return b"", True
-                # Refusals are final and a request is retried by the client; this is for bodies that break off.
-                if _answer(error) or isinstance(error, ConnectionError) or attempt == ATTEMPTS - 1:
-                    self._raise(error, key)
+                self._raise(error, key)
             time.sleep(PAUSE_S * 2**attempt)
-        raise AssertionError("unreachable")
+        raise StoreUnavailable(f"store {self.url}: {key} breaks off in mid-read ({reason!r})") from reason
 
     def _raise(self, error: BaseException, key: str | None) -> NoReturn:
         """Raise the project's error for one of `FAULTS`, caused by it."""
@@ -197,10 +227,17 @@ class S3Store:
         raise StoreUnavailable(f"store {self.url} at {where}: {_remedy(error)}") from error
 
 
+class _BodyBroken(Exception):
+    """The answer began well, and its body then broke off or did not match its checksum."""
+
+
 async def _get(connection: Any, request: dict[str, Any]) -> tuple[bytes, bool]:
     answer = await connection._call_s3("get_object", **request)
-    async with answer["Body"] as body:
-        data: bytes = await body.read()
+    try:
+        async with answer["Body"] as body:
+            data: bytes = await body.read()
+    except FAULTS as error:
+        raise _BodyBroken from error
     return data, "ContentRange" in answer
 
 
@@ -225,7 +262,9 @@ async def _put_in_parts(connection: Any, target: dict[str, Any], data: memoryvie
         await call("complete_multipart_upload", **target, MultipartUpload={"Parts": parts})
     except BaseException as error:
         await asyncio.gather(call("abort_multipart_upload", **target), return_exceptions=True)
-        raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(error, BaseExceptionGroup):  # of several parts, the first to fail speaks
+            raise error.exceptions[0] from error.exceptions[0].__cause__
+        raise
 
 
 def _connect(endpoint: str | None) -> Any:
@@ -244,6 +283,8 @@ def _connect(endpoint: str | None) -> Any:
             "s3": {"addressing_style": style},
             # A checksum goes in a header, which every vendor takes or ignores; in a trailer, many refuse it.
             "request_checksum_calculation": "when_required",
+            # Asked for with whole objects only: to a range, some vendors add the checksum of the whole.
+            "response_checksum_validation": "when_required",
         },
     )
     connection.retries = 1
@@ -276,16 +317,12 @@ def _status(error: BaseException | None) -> int:
     return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _sent_again(error: BaseException | None) -> bool:
-    return bool(_answer(error).get("ResponseMetadata", {}).get("RetryAttempts", 0))
-
-
 def _remedy(error: BaseException) -> str:
     """What went wrong and what to do about it, in one line."""
     if isinstance(error, NoCredentialsError):
         return NO_CREDENTIALS
-    if isinstance(error, ConnectionError):
-        return NO_SERVER
+    if isinstance(error, NoConnection):
+        return f"{NO_SERVER} ({error})"
     code = _code(error)
     if code == "403" or (not code and _status(error) == 403):
         code = "AccessDenied"

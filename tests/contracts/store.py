@@ -56,6 +56,7 @@ class StoreContract:
     """Subclasses give a `store` fixture: an empty store."""
 
     abilities = Abilities(conditional_create=True)
+    races = 5
 
     @pytest.fixture
     def store(self) -> Store:
@@ -188,7 +189,8 @@ class StoreContract:
             assert keys(store, "l/") == sorted(expected)
 
     def test_listing_goes_on_beyond_a_thousand(self, store: Store) -> None:
-        names = [f"many/{i:05d}" for i in range(1_050)]
+        # `many/07-x` and `many/07/x` lie in different folders: pages must not skip or repeat at the seams.
+        names = sorted(f"many/{i // 50:02d}{'-/'[i % 2]}{i:05d}" for i in range(1_050))
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda key: store.put(key, b""), names))
         assert keys(store, "many/") == names
@@ -206,7 +208,7 @@ class StoreContract:
         assert store.get("token") == b"next"
 
     def test_one_of_many_threads_wins_a_create(self, store: Store) -> None:
-        for race in range(5):
+        for race in range(self.races):
             line = threading.Barrier(RACERS)
 
             def compete(name: int, key: str = f"race/{race}", line: threading.Barrier = line) -> int | None:
@@ -266,7 +268,7 @@ class SharedStoreContract(StoreContract):
     """And what holds between processes that open the same URL."""
 
     def test_one_of_many_processes_wins_a_create(self, store: Store) -> None:
-        names = [f"race/{i}" for i in range(20)]
+        names = [f"race/{i}" for i in range(8)]
         racers = [
             subprocess.Popen(
                 [sys.executable, "-c", RACING_PROCESS, store.url, str(number), *names],

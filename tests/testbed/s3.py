@@ -1,7 +1,7 @@
 """Real S3 servers on loopback, started, killed and restarted by tests.
 
-`weed mini` (SeaweedFS) is the good vendor: it checks signatures and checksums and honours conditional writes.
-`localbucket` starts quickly. `rclone serve s3` is the bad vendor: it takes a conditional write and ignores it.
+`weed mini` (SeaweedFS) is the good vendor: it checks signatures and checksums and keeps conditions on writes.
+`localbucket` starts quickly. `rclone serve s3` is the bad vendor: it takes a condition and ignores it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
+import boto3  # type: ignore[import-untyped]
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
