@@ -38,18 +38,14 @@ def test_objects_are_plain_files(tmp_path: Path) -> None:
     ("written", "meant"),
     [("runs", "{cwd}/runs"), ("~/runs", "{home}/runs"), ("/a b/运行#?%20", "/a b/运行#?%20")],
 )
-def test_bare_path_is_a_folder(
-    written: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bare_path_is_a_folder(written: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     expected = meant.format(cwd=tmp_path, home=tmp_path / "home")
     assert open_store(written).url == open_store(f"file://{expected}").url == f"file://{expected}"
 
 
-@pytest.mark.parametrize(
-    "url", ["file://relative/path", "file://~/runs", "file://", "", "~nobody-has-this-name/x"]
-)
+@pytest.mark.parametrize("url", ["file://relative/path", "file://~/runs", "file://", "", "~nobody-has-this-name/x"])
 def test_url_that_names_no_folder_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="store"):
         open_store(url)

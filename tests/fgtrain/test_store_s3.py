@@ -49,9 +49,7 @@ def proxy(seaweedfs: S3Server) -> Iterator[S3Proxy]:
 
 
 @pytest.fixture
-def behind_proxy(
-    seaweedfs: S3Server, opened: OpenHere, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
-) -> Store:
+def behind_proxy(seaweedfs: S3Server, opened: OpenHere, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> Store:
     opened(seaweedfs)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     return open_store(f"s3://{seaweedfs.bucket}/{uuid.uuid4()}")
@@ -111,9 +109,7 @@ def test_missing_bucket_is_the_users_to_create(localbucket: S3Server, opened: Op
     assert "create it" in text
 
 
-def test_wrong_secret_is_named(
-    seaweedfs: S3Server, opened: OpenHere, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_secret_is_named(seaweedfs: S3Server, opened: OpenHere, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(seaweedfs)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong" * 8)
     assert "set AWS_SECRET_ACCESS_KEY" in complaint(store)
@@ -121,9 +117,7 @@ def test_wrong_secret_is_named(
         store.put("k", b"")
 
 
-def test_unknown_access_key_is_named(
-    seaweedfs: S3Server, opened: OpenHere, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_access_key_is_named(seaweedfs: S3Server, opened: OpenHere, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(seaweedfs)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODYKNOWS00001")
     assert "set AWS_ACCESS_KEY_ID" in complaint(store)
@@ -138,9 +132,7 @@ def test_no_credentials_are_told_apart_from_wrong_ones(
     assert "there are no credentials; set AWS_ACCESS_KEY_ID" in complaint(store)
 
 
-def test_wrong_profile_is_named(
-    seaweedfs: S3Server, opened: OpenHere, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_profile_is_named(seaweedfs: S3Server, opened: OpenHere, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(seaweedfs)
     monkeypatch.setenv("AWS_PROFILE", "labor")
     assert "labor" in complaint(store)
@@ -207,9 +199,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("loss", [Lose.REQUEST, Lose.ANSWER])
-def test_create_that_is_sent_again_wins_by_its_own_object(
-    proxy: S3Proxy, behind_proxy: Store, loss: Lose
-) -> None:
+def test_create_that_is_sent_again_wins_by_its_own_object(proxy: S3Proxy, behind_proxy: Store, loss: Lose) -> None:
     proxy.reset(first("PUT", loss))
     behind_proxy.create("token", b"mine")
     assert proxy.seen["PUT"] == 2
