@@ -25,7 +25,7 @@ import msgspec
 
 START_TIMEOUT_S = 300.0
 _POLL_S = 0.2
-_LOG_TAIL = 3000  # characters of a dead loop's log that are shown
+_LOG_TAIL = 8000  # characters of a dead loop's log that are shown
 
 
 class Hello(msgspec.Struct, frozen=True):
