@@ -32,6 +32,7 @@ from launcher.prepare import prepare, register
 
 SYNTHETIC = peers.ROOT / "benchmarks" / "synthetic_recipe.py"
 WARMUP_STEPS = 3
+PICTURES = 512
 # Snapshots and evaluations have figures of their own; a run that ends would end the comparison.
 NEVER = ("snapshots.auto=false", "snapshots.memory_steps=0", "evaluate.every_epochs=0", "epochs=1e6")
 
@@ -78,7 +79,7 @@ def plan_run(args: argparse.Namespace, folder: Path) -> RunFile:
         crop = args.image * 5 // 6
         changes = [f"model.name={args.model}", f"data.resize={args.image}", f"data.crop={crop}", *changes]
         changes = [f"data.root={folder / 'pictures'}", *changes]
-        write_folder(folder / "pictures", train=pictures_needed(args, changes), side=args.image)
+        write_folder(folder / "pictures", train=PICTURES, side=args.image)
     run, _ = prepare(args.recipe or str(SYNTHETIC), [*NEVER, *changes], world)
     recipe = run.recipe
     if recipe.ema or recipe.clip_norm is not None:
@@ -86,14 +87,6 @@ def plan_run(args: argparse.Namespace, folder: Path) -> RunFile:
     if run.plan.micro_batches % world.size:
         raise RecipeError(f"{run.plan.micro_batches} micro-batches: not the same number for {world.size} ranks")
     return run
-
-
-def pictures_needed(args: argparse.Namespace, changes: Sequence[str]) -> int:
-    """Return how many samples all windows take: no loop reaches an epoch's end, where some of them stall."""
-    from launcher.recipe_file import load
-
-    total = load(str(SYNTHETIC), list(changes)).batch.total
-    return total * (2 * WARMUP_STEPS + args.rounds * (args.settle + args.steps) + 8)
 
 
 def command(run: RunFile, folder: Path, name: str, address: str) -> list[str]:
@@ -151,7 +144,18 @@ def report(run: RunFile, found: Mapping[str, list[turns.Measure]], steps: int) -
         row = [name, f"{speed.median:.1f}", f"{speed.low:.1f} to {speed.high:.1f}"]
         row += [f"{spread(wall).median / steps * 1e3:.1f}", f"{cpu.median:.1f}"]
         rows.append([*row, *_verdict(name, ratios(wall, ours))])
-    headers = ["loop", "images/s", "quartiles", "ms a step", "CPU ms a step", "ours / it", "quartiles", "95 %", "bar", ""]
+    headers = [
+        "loop",
+        "images/s",
+        "quartiles",
+        "ms a step",
+        "CPU ms a step",
+        "ours / it",
+        "quartiles",
+        "95 %",
+        "bar",
+        "",
+    ]
     return render(headers, rows)
 
 

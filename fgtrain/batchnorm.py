@@ -20,7 +20,7 @@ class RunningStatistics:
         self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
         sizes = [b.numel() for b in self._live]
         self._flat_sum = torch.zeros(sum(sizes), device=self._live[0].device if self._live else None)
-        self._sum = [s.view_as(b) for s, b in zip(self._flat_sum.split(sizes), self._live, strict=True)]
+        self._sum = [s.view_as(b) for s, b in zip(torch.split(self._flat_sum, sizes), self._live, strict=True)]
         self._start = [b.clone() for b in self._live]
         self._counts = [c.clone() for c in self._counters]
 

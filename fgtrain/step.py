@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from inspect import signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,11 @@ from fgtrain.recipe import Recipe
 from fgtrain.state import State
 from fgtrain.tensors import to_input
 
-
 # Newer torch has renamed the option, and warns of the old name.
 _PARAMETERS = signature(DistributedDataParallel).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 
 
 class Wishes(NamedTuple):
@@ -65,7 +66,7 @@ class Stepper:
                 state.net,
                 device_ids=[place.local_rank] if place.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},  # RunningStatistics agrees on them once a step
+                **_KEEP_BUFFERS,  # RunningStatistics agrees on them once a step
             )
         train_mode(state.net)
 
@@ -121,7 +122,7 @@ class Stepper:
             else:
                 loss = F.cross_entropy(
                     logits_NC.float(),
-                    batch.labels.to(self._place.device, non_blocking=True),
+                    torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True),
                     reduction="sum",
                     label_smoothing=self._recipe.label_smoothing,
                 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
-import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
@@ -50,7 +49,7 @@ def main() -> None:
                 with autocast(recipe, device):
                     logits_NC = net(normalise(images_NHWC))
                     loss = F.cross_entropy(logits_NC, labels_N, label_smoothing=recipe.label_smoothing)
-                scaler.scale(loss / job.accumulate).backward()
+                scaler.scale(loss / job.accumulate).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()

@@ -17,7 +17,7 @@ from fgtrain.optimizer import build_optimizer
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class Classifier(L.LightningModule):
+class Classifier(L.LightningModule):  # type: ignore[misc]  # not installed where types are checked
     """The network, its loss and its optimizer."""
 
     def __init__(self, job: jobs.Job) -> None:
@@ -41,7 +41,7 @@ class Classifier(L.LightningModule):
         return [optimizer], [{"scheduler": jobs.schedule(self._job, optimizer), "interval": "step"}]
 
 
-class TakeTurns(L.Callback):
+class TakeTurns(L.Callback):  # type: ignore[misc]
     """Waits for the loop's turn before each optimizer step."""
 
     def __init__(self, job: jobs.Job) -> None:
@@ -49,7 +49,9 @@ class TakeTurns(L.Callback):
         self._turn: Turn | None = None
         self._taken = 0
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, number: int) -> int | None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, number: int
+    ) -> int | None:
         """Wait; -1 ends the epoch."""
         self._turn = self._turn or self._job.turn("lightning", int(os.environ["RANK"]))
         if self._taken % self._job.accumulate == 0 and self._turn.over():
