@@ -61,9 +61,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="resnet18", help="timm network (without RECIPE; default: resnet18)")
     parser.add_argument("--image", type=int, default=96, help="pixels of a picture's side, cropped to 5/6 of it")
     parser.add_argument("--processes", type=int, default=2, help="ranks (default: 2)")
-    parser.add_argument("--steps", type=int, default=4, help="timed optimizer steps a window (default: 4)")
+    parser.add_argument("--steps", type=int, default=3, help="timed optimizer steps a window (default: 3)")
     parser.add_argument("--settle", type=int, default=1, help="untimed steps before them (default: 1)")
-    parser.add_argument("--rounds", type=int, default=21, help="windows each loop gets (default: 21)")
+    parser.add_argument("--rounds", type=int, default=41, help="windows each loop gets (default: 41)")
     parser.add_argument("--no-peers", action="store_true", help="only the hand-written loop")
     return parser.parse_args(argv)
 
