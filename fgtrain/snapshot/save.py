@@ -81,6 +81,11 @@ class Saver:
         )
         self._uploader = _UploaderProcess(self._start)
 
+    @property
+    def copy_s(self) -> float:
+        """How long the last copy into host memory took, in seconds; 0 before the first."""
+        return self._stager.copy_s
+
     # -- staging --------------------------------------------------------------------------------------------------
 
     @property
