@@ -109,14 +109,8 @@ class StoreWriter(StorageWriter):
         return rebuild, (self.store.url, self.prefix, self._saving.name)
 
     @property
-    def checkpoint_id(self) -> str:
-        """The name of the checkpoint being written.
-
-        Raises:
-            UserError: it was not given any.
-        """
-        if self._saving.name is None:
-            raise UserError(f"checkpoint of {self.prefix}: name it: dcp.save(..., checkpoint_id='step-1000')")
+    def checkpoint_id(self) -> str | None:
+        """The name of the checkpoint being written, if it was given one."""
         return self._saving.name
 
     # -- the calls of dcp.save, in their order ---------------------------------------------------------------------
@@ -132,7 +126,7 @@ class StoreWriter(StorageWriter):
 
     def storage_meta(self) -> StorageMeta:
         """See `StorageWriter.storage_meta`."""
-        return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._saving.save_id)
+        return StorageMeta(checkpoint_id=self._name(), save_id=self._saving.save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Find out, before anything is written, whether this checkpoint can be committed.
@@ -147,7 +141,7 @@ class StoreWriter(StorageWriter):
         saving.save_id, saving.leads = uuid.uuid4().hex, is_coordinator
         if is_coordinator:
             self._check_store()
-            self._check_free(self.checkpoint_id)
+            self._check_free(self._name())
         saving.known = self._newest_chunks()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -193,7 +187,7 @@ class StoreWriter(StorageWriter):
         check_items(entries, items)
         record = Record(
             format=FORMAT,
-            name=self.checkpoint_id,
+            name=self._name(),
             save_id=self._saving.save_id,
             created=time.time(),
             version=metadata.version,
@@ -213,6 +207,11 @@ class StoreWriter(StorageWriter):
         return True
 
     # -- before ----------------------------------------------------------------------------------------------------
+
+    def _name(self) -> str:
+        if self._saving.name is None:
+            raise UserError(f"checkpoint of {self.prefix}: name it: dcp.save(..., checkpoint_id='step-1000')")
+        return self._saving.name
 
     def _check_store(self) -> None:
         if self._checked:
@@ -280,7 +279,7 @@ class StoreWriter(StorageWriter):
             bytes_=found.bytes_,
             blocks=tuple(block for _, block in sorted(blocks, key=lambda b: b[0].number)),
         )
-        return WriteResult(item.index, found.bytes_, Share(self.checkpoint_id, found.fingerprint, stored))
+        return WriteResult(item.index, found.bytes_, Share(self._name(), found.fingerprint, stored))
 
     def _seen(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         """Return the fingerprints of what this rank holds and the plan left to another rank."""
@@ -290,7 +289,7 @@ class StoreWriter(StorageWriter):
             local = local if self._saving.leads else self._without_rank_zeros(local)
         mine = {item.index for item in plan.items}
         return [
-            WriteResult(i.index, 0, Share(self.checkpoint_id, fingerprint(i, planner, self.trust_pickle), None))
+            WriteResult(i.index, 0, Share(self._name(), fingerprint(i, planner, self.trust_pickle), None))
             for i in local.items
             if i.index not in mine
         ]
@@ -306,8 +305,8 @@ class StoreWriter(StorageWriter):
         held: dict[str, dict[str, int]] = defaultdict(dict)
         for rank, ranks in enumerate(shares):
             for index, share in ranks:
-                if share.name != self.checkpoint_id:
-                    raise UserError(f"rank {rank} is saving {share.name}, and rank 0 {self.checkpoint_id}")
+                if share.name != self._name():
+                    raise UserError(f"rank {rank} is saving {share.name}, and rank 0 {self._name()}")
                 held[f"{index.fqn} {index.offset}"].setdefault(share.fingerprint, rank)
         differ = {key.rsplit(" ", 1)[0]: sorted(ranks.values()) for key, ranks in held.items() if len(ranks) > 1}
         if differ:
