@@ -33,7 +33,7 @@ class Wanted:
         self.reads: list[ReadItem] = []
         self.missing: set[int] = set()
         self._ends = list(accumulate(b.bytes_ for b in item.blocks))
-        self._buffer: torch.Tensor | None = None
+        self.buffer: torch.Tensor | None = None
 
     def ask(self, read: ReadItem) -> None:
         """Add what one entry of the plan needs of this item."""
@@ -44,25 +44,29 @@ class Wanted:
             box = read.storage_offsets, read.lengths
             self.missing |= set(needed(self.item.blocks, self.shape, *box, self.dtype.itemsize))
 
+    def allocate(self) -> None:
+        """Make room for the item's bytes, once; in one thread. Pages that no block is written to are never touched."""
+        if self.buffer is None:
+            self.buffer = torch.empty(self.item.bytes_, dtype=torch.uint8)
+
     @property
-    def buffer(self) -> torch.Tensor:
-        """The item's bytes, flat; made at first use. Pages that no block is written to are never touched."""
-        if self._buffer is None:
-            self._buffer = torch.empty(self.item.bytes_, dtype=torch.uint8)
-        return self._buffer
+    def bytes_(self) -> torch.Tensor:
+        """The item's bytes, flat."""
+        assert self.buffer is not None
+        return self.buffer
 
     def room(self, number: int) -> memoryview:
         """Return where the bytes of a block go."""
         end = self._ends[number]
-        return self.buffer.numpy().data[end - self.item.blocks[number].bytes_ : end]
+        return self.bytes_.numpy().data[end - self.item.blocks[number].bytes_ : end]
 
     def shard(self) -> torch.Tensor:
         """Return the stored shard; only the boxes that were asked for have been read."""
-        return self.buffer.view(self.dtype).reshape(self.shape)
+        return self.bytes_.view(self.dtype).reshape(self.shape)
 
     def drop(self) -> None:
         """Give the memory back."""
-        self._buffer = None
+        self.buffer = None
 
 
 class Target(NamedTuple):
@@ -83,7 +87,10 @@ class Fetch(NamedTuple):
 
 
 def fetches(items: Iterable[Wanted]) -> Iterator[Fetch]:
-    """Yield the requests for all blocks that are missing: one item's after the other's, neighbours together."""
+    """Yield the requests for all blocks that are missing: one item's after the other's, neighbours together.
+
+    Room for what a request brings is made when it is drawn.
+    """
     chunks: defaultdict[str, list[Target]] = defaultdict(list)
     for wanted in items:
         for number in sorted(wanted.missing):
@@ -91,6 +98,8 @@ def fetches(items: Iterable[Wanted]) -> Iterator[Fetch]:
             chunks[block.chunk].append(Target(block, wanted, number))
     for chunk, targets in chunks.items():
         for run in _neighbours(sorted(targets, key=lambda t: t.block.start)):
+            for target in run:
+                target.wanted.allocate()
             yield Fetch(chunk, run[0].block.start, max(t.block.start + t.block.bytes_ for t in run), tuple(run))
 
 

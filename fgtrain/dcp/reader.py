@@ -130,6 +130,7 @@ class StoreReader(StorageReader):
         wanted = self._wanted(plan)
         for item in wanted:
             if not item.missing:
+                item.allocate()
                 self._deliver(item, planner)
         read = partial(fetch, store=self.store, prefix=self.prefix)
         for targets in in_parallel(read, fetches(wanted), self.threads):
@@ -198,7 +199,7 @@ def _copy(shard: torch.Tensor, read: ReadItem, planner: LoadPlanner) -> None:
 
 def _as_planner_bytes(wanted: Wanted) -> io.BytesIO:
     """Return a value as DCP's planners expect it: serialised by torch.save, here and now, from verified JSON."""
-    data = wanted.buffer.numpy().tobytes()
+    data = wanted.bytes_.numpy().tobytes()
     if wanted.item.encoding == "opaque":
         return io.BytesIO(data)
     serialised = io.BytesIO()

@@ -126,7 +126,7 @@ class StoreWriter(StorageWriter):
 
     def storage_meta(self) -> StorageMeta:
         """See `StorageWriter.storage_meta`."""
-        return StorageMeta(checkpoint_id=self._name(), save_id=self._saving.save_id)
+        return StorageMeta(checkpoint_id=self._name())
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Find out, before anything is written, whether this checkpoint can be committed.
@@ -157,7 +157,7 @@ class StoreWriter(StorageWriter):
         """Store this rank's items.
 
         Raises:
-            UserError: something that cannot be stored; names it.
+            UserError: something that cannot be stored, or changed while it was; names it.
             StoreError: the store failed. As any error here, it keeps the checkpoint from being committed.
         """
         payloads: list[Payload] = []
@@ -166,6 +166,7 @@ class StoreWriter(StorageWriter):
         for found in in_parallel(partial(self._store_chunk, known=self._saving.known), chunks, self.threads):
             for part, block in found:
                 blocks[part.item].append((part, block))
+        self._check_unchanged(plan, planner, payloads)
         results = [self._written(*x, blocks[n]) for n, x in enumerate(zip(plan.items, payloads, strict=True))]
         future: Future[list[WriteResult]] = Future()
         future.set_result(results + self._seen(plan, planner))
@@ -270,6 +271,19 @@ class StoreWriter(StorageWriter):
             return self.store.head(key).bytes_ == bytes_
         except KeyMissing:
             return False
+
+    def _check_unchanged(self, plan: SavePlan, planner: SavePlanner, payloads: list[Payload]) -> None:
+        """Check that what was read first is still as it was when the last was read: else two steps may be mixed.
+
+        Raises:
+            UserError
+        """
+        for item, found in zip(plan.items, payloads, strict=True):
+            if fingerprint(item, planner, self.trust_pickle) != found.fingerprint:
+                raise UserError(
+                    f"{item.index.fqn} changed while it was being saved; wait for one save before the next,"
+                    " or let no two that are in flight share a stager"
+                )
 
     def _written(self, item: WriteItem, found: Payload, blocks: list[tuple[Part, Block]]) -> WriteResult:
         stored = Item(
