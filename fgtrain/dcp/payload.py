@@ -11,9 +11,8 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
 
 from fgtrain.dcp.record import Encoding
-from fgtrain.dcp.values import encode_value
+from fgtrain.dcp.values import dense_bytes, encode_value
 from fgtrain.errors import UserError
-from fgtrain.snapshot.layout import as_bytes
 
 # Ranks that hold different values under one key differ nearly everywhere in them; replicas do nowhere.
 SAMPLES = 4096
@@ -42,7 +41,11 @@ def payload(item: WriteItem, planner: SavePlanner, trust_pickle: bool) -> Payloa
         encoding, value = _value(item, planner, trust_pickle)
         return Payload(memoryview(value), encoding, len(value), hashlib.sha256(value).hexdigest())
     tensor = _tensor(item, planner)
-    return Payload(as_bytes(tensor).numpy().data, "tensor", tensor.nbytes, _sampled(tensor))
+    try:
+        data = dense_bytes(tensor).numpy().data
+    except UserError as error:
+        raise UserError(f"{item.index.fqn}: {error}") from error
+    return Payload(data, "tensor", tensor.nbytes, _sampled(tensor))
 
 
 def fingerprint(item: WriteItem, planner: SavePlanner, trust_pickle: bool) -> str:
@@ -59,16 +62,14 @@ def fingerprint(item: WriteItem, planner: SavePlanner, trust_pickle: bool) -> st
 def _tensor(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, torch.Tensor)
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise UserError(f"{item.index.fqn}: a sparse or quantized tensor; save its parts, as dense tensors")
-    return tensor.detach().resolve_conj().resolve_neg()
+    return tensor.detach()
 
 
 def _sampled(tensor: torch.Tensor) -> str:
     """Return the digest of a tensor's type, shape and at most `SAMPLES` of its elements, evenly spaced."""
     flat = tensor.reshape(-1)
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(as_bytes(flat[:: -(-flat.numel() // SAMPLES) or 1]).numpy().data)
+    digest.update(dense_bytes(flat[:: -(-flat.numel() // SAMPLES) or 1]).numpy().data)
     return digest.hexdigest()
 
 

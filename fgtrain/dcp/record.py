@@ -32,6 +32,8 @@ from fgtrain.errors import Corrupt, UserError
 from fgtrain.stores import Store, valid_key
 
 FORMAT = 1
+# What fglaunch keeps at the top of a store, and collects the garbage of.
+RESERVED = ("chunks", "housekeeping", "probe", "runs", "trash")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 Encoding = Literal["tensor", "plain", "opaque"]
@@ -106,12 +108,15 @@ def checked_prefix(prefix: str) -> str:
     """Return a prefix without slashes around it.
 
     Raises:
-        UserError: a store cannot hold it.
+        UserError: a store cannot hold it, or keeps something else there.
     """
     try:
-        return valid_key(prefix.strip("/"))
+        found = valid_key(prefix.strip("/"))
     except ValueError as error:
         raise UserError(f"prefix {prefix!r}: {error}") from error
+    if found.split("/")[0] in RESERVED:
+        raise UserError(f"prefix {prefix!r}: {', '.join(RESERVED)} are kept for fglaunch's own runs")
+    return found
 
 
 def checked_name(name: str) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from fgtrain.dcp.names import named, torch_name
 from fgtrain.errors import Corrupt, UserError
-from fgtrain.snapshot.layout import as_bytes
+from fgtrain.snapshot.layout import flat_bytes
 
 _INT64 = 1 << 63  # JSON readers hold no more; NumPy's generators have states of 128 bits
 
@@ -79,6 +79,17 @@ def untagged(document: Any) -> Any:
         raise Corrupt(f"not a plain value: {error!r}") from error
 
 
+def dense_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes in C order, flat uint8 on the CPU; a view where that needs no copy.
+
+    Raises:
+        UserError: it has no such bytes.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise UserError("it is a sparse or quantized tensor; save its parts, as dense tensors")
+    return flat_bytes(tensor.detach().cpu().resolve_conj().resolve_neg(), ())
+
+
 def _itself(value: Any, where: str) -> Any:
     return value
 
@@ -109,7 +120,7 @@ def _pairs(value: dict[Any, Any], where: str) -> list[Any]:
 
 
 def _tensor(value: torch.Tensor, where: str) -> Any:
-    data = as_bytes(value).numpy().tobytes()
+    data = dense_bytes(value).numpy().tobytes()
     return {"tensor": [torch_name(value.dtype), list(value.shape), base64.b64encode(data).decode()]}
 
 

@@ -274,8 +274,12 @@ def test_names_that_cannot_be_keys_are_refused(name: str, store: MemoryStore) ->
     with pytest.raises(UserError, match="a name of one part"):
         StoreReader(store, "job", name)
     assert not StoreWriter.validate_checkpoint_id(name)
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "../x", "runs/mine", "/chunks"])
+def test_prefixes_that_cannot_be_are_refused(prefix: str, store: MemoryStore) -> None:
     with pytest.raises(UserError, match="prefix"):
-        StoreWriter(store, "../x")
+        StoreWriter(store, prefix)
 
 
 def test_a_save_without_a_name_is_refused(store: MemoryStore) -> None:

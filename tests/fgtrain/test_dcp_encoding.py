@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -93,10 +94,8 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_foreign_bytes_are_corrupt_or_plain(data: bytes) -> None:
-    try:
+    with suppress(Corrupt):
         decode_value(data)
-    except Corrupt:
-        pass
 
 
 @pytest.mark.parametrize("document", ['{"eval":"1"}', '{"int":"x"}', '{"a":1,"b":2}', '{"tensor":["Tensor",[],""]}'])
