@@ -139,8 +139,8 @@ def checkpoints(store: Store, prefix: str) -> list[str]:
     Those of the same second (some stores count no finer) are in the natural order of their names: step-9, step-10.
     """
     folder = record_key(checked_prefix(prefix), "")
-    found = [(e.modified, _natural(e.key), e.key[len(folder) :]) for e in store.list(folder)]
-    return [name for _, _, name in sorted(found)]
+    found = [(e.modified, e.key[len(folder) :]) for e in store.list(folder)]
+    return [name for _, name in sorted(found, key=lambda f: (f[0], _natural(f[1]))) if "/" not in name]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
