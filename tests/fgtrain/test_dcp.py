@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import threading
+import uuid
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -20,10 +21,11 @@ from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 from fgtrain.dcp import StoreReader, StoreWriter, checkpoints
 from fgtrain.dcp import blocks as cutting
 from fgtrain.errors import KeyExists, KeyMissing, UserError
-from fgtrain.stores import Abilities, Store
+from fgtrain.stores import Abilities, Store, open_store
 from fgtrain.stores.memory import MemoryStore
 from tests.testbed.checkpoints import assert_same, blank, cause, load, save
 from tests.testbed.faulty_store import Fault, FaultyStore, first_of
+from tests.testbed.s3 import S3Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -166,6 +168,18 @@ def test_chunks_larger_than_one_request_come_back(store: MemoryStore) -> None:
     save(state, store, "first")
     assert len(list(store.list("job/chunks/"))) == 4
     assert_same(load(blank(state), store), state)
+
+
+def test_a_checkpoint_on_an_s3_server_comes_back(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweedfs.env.items():
+        monkeypatch.setenv(name, value)
+    s3 = open_store(f"s3://{seaweedfs.bucket}/{uuid.uuid4()}")
+    state = {**training_state(), "big": torch.randn(5 << 20)}
+    save(state, s3, "first")
+    assert isinstance(cause(lambda: save(state, s3, "first")), KeyExists)
+    assert_same(load(blank(state), s3), state)
+    rows = load({"model": blank(state["model"])}, s3, "first")
+    assert_same(rows["model"], state["model"])
 
 
 # -- values that are not plain ------------------------------------------------------------------------------------
