@@ -35,10 +35,14 @@ _KEEP_BUFFERS: dict[str, Any] = {
 
 
 class Wishes(NamedTuple):
-    """What a rank wants after this step: to stop; to save a snapshot; not to, as it has no room (`full`)."""
+    """What a rank wants after this step.
+
+    To stop; to save a snapshot in the store; to keep one in host memory; neither, because it has no room (`full`).
+    """
 
     stop: bool = False
     save: bool = False
+    keep: bool = False
     full: bool = False
 
 
@@ -96,8 +100,8 @@ class Stepper:
         before_update()
         lr = self._update()
         arrived()  # it travelled while the optimizer worked
-        loss, samples, *votes = mail[:5].tolist()
-        self._norms.end_step(mail[5:], filled)
+        loss, samples, *votes = mail[: 2 + len(wishes)].tolist()
+        self._norms.end_step(mail[2 + len(wishes) :], filled)
         if state.ema:
             state.ema.update(state.net)
         state.step += 1
