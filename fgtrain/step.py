@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,17 @@ from fgtrain.freeze import train_mode
 from fgtrain.keyed import key
 from fgtrain.loader import MicroBatch, checked
 from fgtrain.optimizer import autocast
-from fgtrain.place import Place, agree
+from fgtrain.place import Place, agreeing
 from fgtrain.plan import Plan, rate, share
 from fgtrain.recipe import Recipe
 from fgtrain.state import State
 from fgtrain.tensors import to_input
+
+# Newer torch has renamed the option, and warns of the old name.
+_PARAMETERS = signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 
 
 class Wishes(NamedTuple):
@@ -62,8 +69,8 @@ class Stepper:
             self._ddp = DistributedDataParallel(
                 state.net,
                 device_ids=[place.local_rank] if place.device.type == "cuda" else None,
-                broadcast_buffers=False,  # RunningStatistics agrees on them once a step
                 gradient_as_bucket_view=True,
+                **_KEEP_BUFFERS,  # RunningStatistics agrees on them once a step
             )
         train_mode(state.net)
 
@@ -87,12 +94,17 @@ class Stepper:
             bad += batch.bad
             seen += len(batch.ids)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
-        mail = agree(torch.cat([loss_sum[None], flags, self._norms.flat_sum().to(self._place.device)]))
-        loss, samples, *votes = mail[: 2 + len(wishes)].tolist()
+        mail = torch.cat([loss_sum[None], flags, self._norms.flat_sum()])
+        arrived = agreeing(mail)
         filled = sum(len(plan.batch(state.step, g)) > 0 for g in range(plan.micro_batches))
         before_update()
-        self._norms.end_step(mail[2 + len(wishes) :], filled)
         lr = self._update()
+        arrived()  # it travelled while the optimizer worked
+        loss, samples, *votes = mail[: 2 + len(wishes)].tolist()
+        self._norms.end_step(mail[2 + len(wishes) :], filled)
+        if state.ema:
+            state.ema.update(state.net)
+        state.step += 1
         return StepReport(loss / max(samples, 1), lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
@@ -101,7 +113,7 @@ class Stepper:
         A micro-batch without samples (the run's last step, or all its pictures bad) still runs a stand-in, so that
         every rank takes part in the exchange of gradients.
         """
-        torch.manual_seed(key("dropout", self._recipe.seed, self._state.step, micro_batch))
+        _seed(key("dropout", self._recipe.seed, self._state.step, micro_batch), self._place.device)
         last = micro_batch == self._mine[-1]
         net = self._ddp or self._state.net
         empty = not len(batch.ids)
@@ -114,7 +126,7 @@ class Stepper:
             else:
                 loss = F.cross_entropy(
                     logits_NC.float(),
-                    batch.labels.to(self._place.device, non_blocking=True),
+                    torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True),
                     reduction="sum",
                     label_smoothing=self._recipe.label_smoothing,
                 )
@@ -135,7 +147,14 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.ema:
-            state.ema.update(state.net)
-        state.step += 1
         return lr
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what the network may draw from: the CPU's generator and its device's.
+
+    torch.manual_seed goes on to every other kind of device that there might be, and takes as long as a small layer.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
