@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fgtrain import finish, loader
+from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
 from fgtrain.ema import MovingAverage
 from fgtrain.errors import StoreError
@@ -63,6 +64,9 @@ def train(
     """
     recipe, plan = run.recipe, run.plan
     journal = Journal(folder, place)
+    if recipe.determinism == "bits":
+        settle_kernels()
+        journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
     found = load.newest(runs, place, lambda text: journal.event("note", text=text))
     last = found[0] if found else None

@@ -1,0 +1,53 @@
+"""Gradients by DistributedDataParallel: a ring adds them in an order that depends on the world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from fgtrain.batchnorm import RunningStatistics
+from fgtrain.place import Place, agree
+
+
+class DataParallel:
+    """Each rank accumulates over its micro-batches; DDP averages over ranks during the last one's backward."""
+
+    def __init__(self, net: torch.nn.Module, place: Place, mine: range) -> None:
+        self._place, self._last = place, mine[-1]
+        self._norms = RunningStatistics(net)
+        self._filled = 0
+        self._ddp: DistributedDataParallel | None = None
+        if place.size > 1:
+            self._ddp = DistributedDataParallel(
+                net,
+                device_ids=[place.local_rank] if place.device.type == "cuda" else None,
+                broadcast_buffers=False,  # RunningStatistics agrees on them once a step
+                gradient_as_bucket_view=True,
+            )
+        self.net: torch.nn.Module = self._ddp or net
+        self.collective = place.size > 1
+        self.loss_scale = float(place.size)  # DDP takes the mean over ranks where the step needs the sum
+
+    def begin_step(self) -> None:
+        """Forget the last step."""
+        self._filled = 0
+        self._norms.begin_step()
+
+    @contextmanager
+    def micro_batch(self, number: int, *, filled: bool) -> Iterator[None]:
+        """Accumulate the gradients of what runs inside; only the rank's last micro-batch exchanges them."""
+        with self._ddp.no_sync() if self._ddp and number != self._last else nullcontext():
+            yield
+        self._filled += filled
+        self._norms.end_micro_batch(float(filled))
+
+    def end_step(self, mail: torch.Tensor) -> torch.Tensor:
+        """Set the running statistics and return the sum of `mail` over ranks."""
+        filled = torch.tensor([float(self._filled)], device=mail.device)
+        sums = agree(torch.cat([filled, mail, self._norms.flat_sum().to(mail.device)]))
+        n = 1 + len(mail)
+        self._norms.end_step(sums[n:], max(1.0, float(sums[0])))
+        return sums[1:n]
