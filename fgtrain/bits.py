@@ -29,7 +29,7 @@ def settle_kernels() -> None:
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs at the price of a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs a pass over memory
     torch.backends.cudnn.benchmark = False
 
 
@@ -126,7 +126,8 @@ class FixedTree:
         for b, slots in enumerate(self._ranges):
             for i in slots:
                 if i < n:
-                    self._parameters[i].register_post_accumulate_grad_hook(partial(self._arrived, b))
+                    hook = partial(self._arrived, b)
+                    self._parameters[i].register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _arrived(self, b: int, parameter: torch.Tensor) -> None:
         """Note a gradient of the rank's last micro-batch; send its bucket, if it is the last one there."""
@@ -171,7 +172,7 @@ class _Buffers:
 
 
 def assert_equal(net: torch.nn.Module, place: Place) -> None:
-    """Check that all ranks hold the same weights, by a checksum of each: keyed initialisation and snapshots saw to it."""
+    """Check that all ranks hold the same weights, as keyed initialisation and snapshots should have it."""
     if place.size == 1:
         return
     state = net.state_dict()

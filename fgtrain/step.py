@@ -74,7 +74,7 @@ class Stepper:
                 return torch.zeros(())
             loss = self._loss(batch) if filled else self._stand_in(batch)
             scale = self._reduction.loss_scale / self._plan.batch_samples(self._state.step)
-            self._state.scaler.scale(loss * scale).backward()
+            self._state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         detached: torch.Tensor = loss.detach()
         return detached
 

@@ -1,8 +1,8 @@
 """One fixed summation tree over the micro-batches of a step, whoever computes them.
 
 Floating-point addition is not associative, so a sum has the same bits on any world only if the same pairs are added.
-The pairs are those of the binary tree over range(leaves): node (level, index) covers the leaves
-[index * 2**level, (index + 1) * 2**level), and where `leaves` is no power of two, a node whose right child holds no
+The pairs are those of the binary tree over range(leaves): node (level, number) covers the leaves
+[number * 2**level, (number + 1) * 2**level), and where `leaves` is no power of two, a node whose right child holds no
 leaf is its left child. Merging neighbours as soon as they are siblings is a binary counter: a rank that computes the
 leaves [a, b) one after another adds as often as plain accumulation does and holds at most 2 log2(leaves) partial sums.
 Pure; the values may be anything that can be added.
@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 
 class Node(NamedTuple):
-    """A node of the tree: `level` counts from the leaves, `index` from the left."""
+    """A node of the tree: `level` counts from the leaves, `number` from the left."""
 
     level: int
-    index: int
+    number: int
 
 
 def highest(node: Node, leaves: int) -> Node:
     """Return the highest node that covers the same leaves: the nodes above it have nothing on their right."""
-    level, index = node
+    level, number = node
     root = (leaves - 1).bit_length()
-    while level < root and index % 2 == 0 and (index + 1) << level >= leaves:
-        level, index = level + 1, index // 2
-    return Node(level, index)
+    while level < root and number % 2 == 0 and (number + 1) << level >= leaves:
+        level, number = level + 1, number // 2
+    return Node(level, number)
 
 
 class TreeSum(Generic[T]):
@@ -45,9 +45,9 @@ class TreeSum(Generic[T]):
     def push(self, node: Node, value: T) -> None:
         """Take in the sum of a node; nodes come in order of their leaves."""
         node = highest(node, self._leaves)
-        while self.parts and node.index % 2 and self.parts[-1][0] == (node.level, node.index - 1):
+        while self.parts and node.number % 2 and self.parts[-1][0] == (node.level, node.number - 1):
             value = self._add(self.parts.pop()[1], value)
-            node = highest(Node(node.level + 1, node.index // 2), self._leaves)
+            node = highest(Node(node.level + 1, node.number // 2), self._leaves)
         self.parts.append((node, value))
 
     def total(self) -> T:
