@@ -18,9 +18,10 @@ class RunningStatistics:
         norms = [m for m in norms if not (m.affine and not m.weight.requires_grad)]
         self.live = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
         self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
-        self.numel = sum(b.numel() for b in self.live)
+        sizes = [b.numel() for b in self.live]
+        self._flat_sum = torch.zeros(sum(sizes), device=self.live[0].device if self.live else None)
+        self._sum = [s.view_as(b) for s, b in zip(torch.split(self._flat_sum, sizes), self.live, strict=True)]
         self._start = [b.clone() for b in self.live]
-        self._sum = [torch.zeros_like(b) for b in self.live]
         self._counts = [c.clone() for c in self._counters]
 
     @torch.no_grad()
@@ -28,7 +29,7 @@ class RunningStatistics:
         """Remember where the step starts."""
         if self.live:
             torch._foreach_copy_(self._start, self.live)
-            torch._foreach_zero_(self._sum)
+            self._flat_sum.zero_()
             torch._foreach_copy_(self._counts, self._counters)
 
     @torch.no_grad()
@@ -50,17 +51,14 @@ class RunningStatistics:
         torch._foreach_copy_(self.live, self._start)
         torch._foreach_copy_(self._counters, self._counts)  # layers without momentum divide by them
 
-    @torch.no_grad()
     def flat_sum(self) -> torch.Tensor:
-        """Return the sum over this rank's micro-batches, flat."""
-        if not self.live:
-            return torch.zeros(0)
-        return torch.cat([s.reshape(-1) for s in self._sum])
+        """Return the sum over this rank's micro-batches, flat; not a copy."""
+        return self._flat_sum
 
     @torch.no_grad()
     def end_step(self, flat_sum: torch.Tensor, micro_batches: float) -> None:
-        """Set the running statistics to the mean over all ranks' micro-batches."""
-        if self.live:
-            means = torch.split(flat_sum / micro_batches, [b.numel() for b in self.live])
-            torch._foreach_copy_(self.live, [m.view_as(b) for m, b in zip(means, self.live, strict=True)])
+        """Set the running statistics to the mean over all ranks' micro-batches; if there were none, nothing changes."""
+        if self.live and micro_batches:
+            torch.div(flat_sum, micro_batches, out=self._flat_sum)
+            torch._foreach_copy_(self.live, self._sum)
             torch._foreach_add_(self._counters, 1)

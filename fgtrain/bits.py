@@ -82,9 +82,9 @@ class FixedTree:
             if not collected:
                 self._collect(b, statistics)
 
-    def end_step(self, mail: torch.Tensor) -> torch.Tensor:
+    def exchange(self, mail: torch.Tensor) -> torch.Tensor:
         """Finish the exchange: gradients, statistics, and the sum of `mail`."""
-        self._guard.end_step()
+        self._guard.check()
         self._send_collected()
         own = torch.tensor([self._filled, *self._used], dtype=torch.float32, device=mail.device)
         sums = agree(torch.cat([own, mail]))
@@ -92,11 +92,15 @@ class FixedTree:
             bucket.combine()
         totals = [t for bucket in self._buckets for t in bucket.total()]
         n = len(self._parameters)
-        filled, *used = sums[: n + 1].tolist()
-        for parameter, total, ranks in zip(self._parameters, totals, used, strict=False):
+        for parameter, total, ranks in zip(self._parameters, totals, sums[1 : n + 1].tolist(), strict=False):
             parameter.grad = total if ranks else None
-        self._norms.end_step(_flat(totals[n:]), max(1.0, filled))
+        self._statistics = sums[0], totals[n:]
         return sums[n + 1 :]
+
+    def end_step(self) -> None:
+        """Set the running statistics."""
+        filled, statistics = self._statistics
+        self._norms.end_step(_flat(statistics), float(filled))
 
     # -- leaves ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +161,7 @@ class _Buffers:
         """Remember where the step starts."""
         self._versions = [b._version for b in self._buffers.values()]
 
-    def end_step(self) -> None:
+    def check(self) -> None:
         """Compare.
 
         Raises:

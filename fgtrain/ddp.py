@@ -44,10 +44,14 @@ class DataParallel:
         self._filled += filled
         self._norms.end_micro_batch(float(filled))
 
-    def end_step(self, mail: torch.Tensor) -> torch.Tensor:
-        """Set the running statistics and return the sum of `mail` over ranks."""
+    def exchange(self, mail: torch.Tensor) -> torch.Tensor:
+        """Return the sum of `mail` over ranks; gradients are there already."""
         filled = torch.tensor([float(self._filled)], device=mail.device)
         sums = agree(torch.cat([filled, mail, self._norms.flat_sum().to(mail.device)]))
-        n = 1 + len(mail)
-        self._norms.end_step(sums[n:], max(1.0, float(sums[0])))
-        return sums[1:n]
+        self._sums = sums[0], sums[1 + len(mail) :]
+        return sums[1 : 1 + len(mail)]
+
+    def end_step(self) -> None:
+        """Set the running statistics."""
+        filled, statistics = self._sums
+        self._norms.end_step(statistics, float(filled))

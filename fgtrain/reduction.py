@@ -41,11 +41,14 @@ class Reduction(Protocol):
             filled: whether it has samples. If not, it counts for nothing, whatever ran inside.
         """
 
-    def end_step(self, mail: torch.Tensor) -> torch.Tensor:
-        """Leave the step's gradients in `.grad` and its statistics in the network, the same on every rank.
+    def exchange(self, mail: torch.Tensor) -> torch.Tensor:
+        """Leave the step's gradients in `.grad`, the same on every rank; nothing else of the network changes.
 
         Returns the sum over ranks of `mail`, flat fp32 on the rank's device: few values that ride along.
         """
+
+    def end_step(self) -> None:
+        """Set the statistics that the exchange found."""
 
 
 def build_reduction(recipe: Recipe, plan: Plan, place: Place, net: torch.nn.Module) -> Reduction:

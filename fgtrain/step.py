@@ -6,7 +6,7 @@ reduction's affair (`fgtrain.reduction`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,14 +25,21 @@ from fgtrain.state import State
 from fgtrain.tensors import to_input
 
 
+class Wishes(NamedTuple):
+    """What a rank wants after this step: to stop; to save a snapshot; not to, as it has no room (`full`)."""
+
+    stop: bool = False
+    save: bool = False
+    full: bool = False
+
+
 class StepReport(NamedTuple):
-    """What all ranks know after a step. `stop` and `save`: some rank asked for it. `ids` and `bad` are this rank's."""
+    """What all ranks know after a step. `wishes` are those that some rank had. `ids` and `bad` are this rank's."""
 
     loss: float
     rate: float
     samples: int
-    stop: bool
-    save: bool
+    wishes: Wishes
     ids: list[tuple[int, list[tuple[int, int]]]]
     bad: list[BadImage]
 
@@ -46,8 +53,14 @@ class Stepper:
         self._reduction = build_reduction(recipe, plan, place, state.net)
         train_mode(state.net)
 
-    def step(self, batches: Iterator[MicroBatch], *, stop: bool, save: bool) -> StepReport:
-        """Take one step. `stop` and `save` are this rank's wishes; the report says what all ranks do."""
+    def step(self, batches: Iterator[MicroBatch], wishes: Wishes, before_update: Callable[[], None]) -> StepReport:
+        """Take one step.
+
+        Args:
+            batches: this rank's micro-batches.
+            wishes: this rank's; the report has those of all ranks.
+            before_update: called when the state is about to change.
+        """
         state, reduction = self._state, self._reduction
         state.optimizer.zero_grad(set_to_none=True)
         reduction.begin_step()
@@ -59,11 +72,14 @@ class Stepper:
             ids.append((micro_batch, batch.ids))
             bad += batch.bad
             seen += len(batch.ids)
-        flags = torch.tensor([seen, stop, save], dtype=torch.float32, device=self._place.device)
-        mail = reduction.end_step(torch.cat([flags, losses_G]))
-        samples, stop_votes, save_votes, loss = [*mail[:3].tolist(), mail[3:].sum().item()]
+        flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
+        mail = reduction.exchange(torch.cat([flags, losses_G]))
+        (samples, *votes), losses = mail[:4].tolist(), mail[4:].tolist()
+        before_update()
+        reduction.end_step()
         lr = self._update()
-        return StepReport(loss / max(samples, 1), lr, int(samples), stop_votes > 0, save_votes > 0, ids, bad)
+        loss = sum(losses) / max(samples, 1)
+        return StepReport(loss, lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Add one micro-batch's gradients and return the sum of its losses."""

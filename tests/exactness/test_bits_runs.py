@@ -52,7 +52,9 @@ def kill(run: LiveRun) -> None:
 
 
 def test_kills_and_changes_of_the_world_leave_the_same_weights(runs: Runs, alone: dict[int, str]) -> None:
-    with runs.start("hurt", *RECIPE, "--nodes", "2", "--gpus", "1", "--set", "loader.workers=3", "--name", "hurt") as run:
+    with runs.start(
+        "hurt", *RECIPE, "--nodes", "2", "--gpus", "1", "--set", "loader.workers=3", "--name", "hurt"
+    ) as run:
         run.wait_step(8)
         os.kill(run.workers()[1], signal.SIGKILL)
         run.wait_step(14, attempt=2)

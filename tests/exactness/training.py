@@ -22,7 +22,7 @@ from fgtrain.parts import Part
 from fgtrain.place import Place
 from fgtrain.plan import Plan, make_plan, share
 from fgtrain.recipe import SGD, AdamW, Batch, Ema, Loader, Recipe, replace
-from fgtrain.step import Stepper
+from fgtrain.step import Stepper, Wishes
 from fgtrain.train import build_state
 
 CLASSES = 3
@@ -85,8 +85,10 @@ class _Odd(nn.Module):
         return self.head(self.frozen(x))
 
 
-def made_up(recipe: Recipe, plan: Plan, place: Place, start: int, bad: frozenset[tuple[int, int]]) -> Iterator[MicroBatch]:
-    """Yield a rank's micro-batches: noise, keyed by sample; of those in `bad`, (step, micro-batch), nothing can be read."""
+def made_up(
+    recipe: Recipe, plan: Plan, place: Place, start: int, bad: frozenset[tuple[int, int]]
+) -> Iterator[MicroBatch]:
+    """Yield a rank's micro-batches: noise, keyed by sample. Nothing can be read of those in `bad`."""
     order = loader.Order(plan.samples, recipe.seed)
     side = recipe.data.crop  # type: ignore[attr-defined]
     for step in range(start, plan.steps):
@@ -118,7 +120,7 @@ def train(
         state.scaler._init_scale = scale
     stepper = Stepper(recipe, plan, place, state)
     batches = made_up(recipe, plan, place, 0, bad)
-    losses = [stepper.step(batches, stop=False, save=False).loss for _ in range(plan.steps)]
+    losses = [stepper.step(batches, Wishes(), lambda: None).loss for _ in range(plan.steps)]
     train_mode(state.net)
     values = {k: v for k, v in state.values().items() if k != "bad_images"}
     unused = [n for n, p in state.net.named_parameters() if p not in state.optimizer.state and p.requires_grad]

@@ -50,7 +50,9 @@ class Ranks:
             process.join()
         self._folder.cleanup()
 
-    def call(self, world: int, function: Callable[Concatenate[Place, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+    def call(
+        self, world: int, function: Callable[Concatenate[Place, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> list[T]:
         """Call a module-level function on every rank of a new process group; returns the answers by rank."""
         self._groups += 1
         meeting = Path(self._folder.name) / f"group-{self._groups}"
