@@ -18,6 +18,8 @@ import torch.distributed as dist
 from fgtrain.tree import Node, TreeSum, partials
 
 BUCKET_BYTES = 8 << 20
+# Its name since torch 2.13; the older one, which warns there, is the only one before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _ALIGN = 128  # elements: kernels may sum a tensor in another order when it begins at an odd address
 
 
@@ -105,7 +107,7 @@ class Bucket:
         for node, slice_M in zip(nodes, self._received, strict=True):
             total.push(node, slice_M)
         self._slice = total.total()
-        self._work = dist.all_gather_into_tensor(self._flat_WM.view(-1), self._slice, async_op=True)
+        self._work = _all_gather(self._flat_WM.view(-1), self._slice, async_op=True)
 
     def total(self) -> list[torch.Tensor]:
         """Return the sums over all leaves; they may be overwritten in the next step."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from fgtrain.recipe import replace
-from tests.exactness.training import RESNET, VIT, Oddities, Outcome, train
+from tests.exactness.training import RESNET, VIT, Forgetful, Oddities, Outcome, assert_ranks_differ, train
 from tests.testbed.ranks import Ranks
 
 pytestmark = pytest.mark.train
@@ -21,12 +19,6 @@ CASES = {
     "vit bf16": replace(VIT, precision="bf16"),
     "vit fp16": replace(VIT, precision="fp16"),
 }
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(max(WORLDS)) as pool:
-        yield pool
 
 
 def agreed(outcomes: list[Outcome]) -> Outcome:
@@ -75,3 +67,13 @@ def test_unused_frozen_and_never_used_parameters(ranks: Ranks) -> None:
     found = [agreed(ranks.call(world, train, recipe)) for world in WORLDS]
     assert {o.digest for o in found} == {found[0].digest}
     assert found[0].unused == ["never.weight", "never.bias"]
+
+
+def test_a_buffer_that_nobody_sums_is_refused_by_name(ranks: Ranks) -> None:
+    with pytest.raises(AssertionError, match="UserError: determinism=bits: the model changes its buffer seen"):
+        ranks.call(1, train, replace(RESNET, model=Forgetful()))
+
+
+def test_ranks_that_begin_with_different_weights_are_found_out(ranks: Ranks) -> None:
+    messages = ranks.call(2, assert_ranks_differ)
+    assert all("different weights: ['1.weight']" in m for m in messages)

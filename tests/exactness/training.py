@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fgtrain import loader
-from fgtrain.bits import settle_kernels
+from fgtrain.bits import assert_equal, settle_kernels
 from fgtrain.data import BadImage
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.freeze import train_mode
@@ -83,6 +83,40 @@ class _Odd(nn.Module):
         if torch.rand(()) < 0.5:  # keyed by micro-batch
             x = self.sometimes(x)
         return self.head(self.frozen(x))
+
+
+class Forgetful(Part, Model):
+    """A network that counts in a buffer of its own."""
+
+    classes: int = CLASSES
+
+    def build(self) -> nn.Module:
+        return _Forgetful(self.classes)
+
+
+class _Forgetful(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, classes)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return self.head(x.mean((2, 3)))
+
+
+def assert_ranks_differ(place: Place) -> str:
+    """Give the ranks different weights in one layer and return what the check says."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+    assert_equal(net, place)
+    with torch.no_grad():
+        net[1].weight += place.rank
+    try:
+        assert_equal(net, place)
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 def made_up(

@@ -27,7 +27,7 @@ class Ranks:
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "fgtrain.train", "fgtrain.torchvision_compat"])
+        context.set_forkserver_preload([__name__, "tests.testbed.warm"])
         self._folder = tempfile.TemporaryDirectory()
         self._groups = 0
         self._pipes: list[Connection] = []
