@@ -25,6 +25,7 @@ from benchmarks.table import conditions, render
 from fgtrain.errors import FglaunchError, RecipeError
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile
+from fgtrain.snapshot.memory import forget, memory_folder
 from fgtrain.stores import open_store
 from launcher import engine, hardware
 from launcher.prepare import prepare, register
@@ -32,7 +33,7 @@ from launcher.prepare import prepare, register
 SYNTHETIC = peers.ROOT / "benchmarks" / "synthetic_recipe.py"
 WARMUP_STEPS = 3
 # Snapshots and evaluations have figures of their own; a run that ends would end the comparison.
-NEVER = ("snapshots.steps=null", "snapshots.seconds=1e9", "evaluate.every_epochs=0", "epochs=1e6")
+NEVER = ("snapshots.auto=false", "snapshots.memory_steps=0", "evaluate.every_epochs=0", "epochs=1e6")
 
 
 class Peer(NamedTuple):
@@ -78,7 +79,7 @@ def plan_run(args: argparse.Namespace, folder: Path) -> RunFile:
         changes = [f"model.name={args.model}", f"data.resize={args.image}", f"data.crop={crop}", *changes]
         changes = [f"data.root={folder / 'pictures'}", *changes]
         write_folder(folder / "pictures", train=pictures_needed(args, changes), side=args.image)
-    run, _ = prepare(args.recipe or str(SYNTHETIC), [*changes, *NEVER], world, name="step-overhead")
+    run, _ = prepare(args.recipe or str(SYNTHETIC), [*NEVER, *changes], world)
     recipe = run.recipe
     if recipe.ema or recipe.clip_norm is not None:
         raise RecipeError("ema and clip_norm: the peers' loops have neither; --set ema=null --set clip_norm=null")
@@ -129,9 +130,13 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[RunFile, dict[str, 
     for name in names:
         (folder / name).mkdir()
     commands = {name: partial(command, run, folder, name) for name in names}
-    with turns.running(commands, environment(args.processes), peers.ROOT, folder, args.processes) as loops:
-        turns.alternate(loops, 1, settle=WARMUP_STEPS, timed=1)
-        found = turns.alternate(loops, args.rounds, settle=args.settle, timed=args.steps, told=_progress(args.rounds))
+    try:
+        with turns.running(commands, environment(args.processes), peers.ROOT, folder, args.processes) as loops:
+            turns.alternate(loops, 1, settle=WARMUP_STEPS, timed=1)
+            told = _progress(args.rounds)
+            found = turns.alternate(loops, args.rounds, settle=args.settle, timed=args.steps, told=told)
+    finally:
+        forget(memory_folder(run.name, folder / "ours"))
     return run, found
 
 

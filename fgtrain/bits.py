@@ -17,7 +17,7 @@ import torch.distributed as dist
 from fgtrain.batchnorm import RunningStatistics
 from fgtrain.buckets import Bucket, cut
 from fgtrain.errors import UserError
-from fgtrain.place import Place, agree
+from fgtrain.place import Place, agree, agreeing
 
 
 def settle_kernels() -> None:
@@ -82,25 +82,26 @@ class FixedTree:
             if not collected:
                 self._collect(b, statistics)
 
-    def exchange(self, mail: torch.Tensor) -> torch.Tensor:
-        """Finish the exchange: gradients, statistics, and the sum of `mail`."""
+    def exchange(self, mail: torch.Tensor) -> None:
+        """Finish the exchange of gradients and statistics; `mail` travels among them."""
         self._guard.check()
         self._send_collected()
+        n = len(self._parameters)
         own = torch.tensor([self._filled, *self._used], dtype=torch.float32, device=mail.device)
-        sums = agree(torch.cat([own, mail]))
+        sums = torch.cat([own, mail])
+        arrived = agreeing(sums)
         for bucket in self._buckets:
             bucket.combine()
         totals = [t for bucket in self._buckets for t in bucket.total()]
-        n = len(self._parameters)
+        arrived()
         for parameter, total, ranks in zip(self._parameters, totals, sums[1 : n + 1].tolist(), strict=False):
             parameter.grad = total if ranks else None
-        self._statistics = sums[0], totals[n:]
-        return sums[n + 1 :]
+        self._sums, self._statistics = sums, totals[n:]
 
-    def end_step(self) -> None:
-        """Set the running statistics."""
-        filled, statistics = self._statistics
-        self._norms.end_step(_flat(statistics), float(filled))
+    def end_step(self) -> torch.Tensor:
+        """Set the running statistics and return the sum of the mail."""
+        self._norms.end_step(_flat(self._statistics), float(self._sums[0]))
+        return self._sums[len(self._parameters) + 1 :]
 
     # -- leaves ---------------------------------------------------------------------------------------------------
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fgtrain.batchnorm import RunningStatistics
-from fgtrain.place import Place, agree
+from fgtrain.place import Place, agreeing
+
+# Newer torch has renamed the option, and warns of the old name.
+_PARAMETERS = signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
 
 
 class DataParallel:
@@ -24,8 +29,8 @@ class DataParallel:
             self._ddp = DistributedDataParallel(
                 net,
                 device_ids=[place.local_rank] if place.device.type == "cuda" else None,
-                broadcast_buffers=False,  # RunningStatistics agrees on them once a step
                 gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},  # RunningStatistics agrees on them once a step
             )
         self.net: torch.nn.Module = self._ddp or net
         self.collective = place.size > 1
@@ -44,14 +49,16 @@ class DataParallel:
         self._filled += filled
         self._norms.end_micro_batch(float(filled))
 
-    def exchange(self, mail: torch.Tensor) -> torch.Tensor:
-        """Return the sum of `mail` over ranks; gradients are there already."""
+    def exchange(self, mail: torch.Tensor) -> None:
+        """Begin to sum `mail`, and the statistics with it; gradients are there already."""
         filled = torch.tensor([float(self._filled)], device=mail.device)
-        sums = agree(torch.cat([filled, mail, self._norms.flat_sum().to(mail.device)]))
-        self._sums = sums[0], sums[1 + len(mail) :]
-        return sums[1 : 1 + len(mail)]
+        self._sums = torch.cat([filled, mail, self._norms.flat_sum()])
+        self._mail_length = len(mail)
+        self._arrived = agreeing(self._sums)
 
-    def end_step(self) -> None:
-        """Set the running statistics."""
-        filled, statistics = self._sums
-        self._norms.end_step(statistics, float(filled))
+    def end_step(self) -> torch.Tensor:
+        """Set the running statistics and return the sum of the mail."""
+        self._arrived()
+        end = 1 + self._mail_length
+        self._norms.end_step(self._sums[end:], float(self._sums[0]))
+        return self._sums[1:end]

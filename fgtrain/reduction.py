@@ -41,14 +41,14 @@ class Reduction(Protocol):
             filled: whether it has samples. If not, it counts for nothing, whatever ran inside.
         """
 
-    def exchange(self, mail: torch.Tensor) -> torch.Tensor:
+    def exchange(self, mail: torch.Tensor) -> None:
         """Leave the step's gradients in `.grad`, the same on every rank; nothing else of the network changes.
 
-        Returns the sum over ranks of `mail`, flat fp32 on the rank's device: few values that ride along.
+        `mail`, flat fp32 on the rank's device, is a few values that ride along and may go on travelling.
         """
 
-    def end_step(self) -> None:
-        """Set the statistics that the exchange found."""
+    def end_step(self) -> torch.Tensor:
+        """Set the step's statistics and return the sum of `mail` over ranks."""
 
 
 def build_reduction(recipe: Recipe, plan: Plan, place: Place, net: torch.nn.Module) -> Reduction:

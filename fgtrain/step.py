@@ -73,17 +73,20 @@ class Stepper:
             bad += batch.bad
             seen += len(batch.ids)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
-        mail = reduction.exchange(torch.cat([flags, losses_G]))
-        (samples, *votes), losses = mail[:4].tolist(), mail[4:].tolist()
+        reduction.exchange(torch.cat([flags, losses_G]))
         before_update()
-        reduction.end_step()
         lr = self._update()
+        mail = reduction.end_step().tolist()  # it travelled while the optimizer worked
+        if state.ema:
+            state.ema.update(state.net)
+        state.step += 1
+        samples, votes, losses = mail[0], mail[1 : 1 + len(wishes)], mail[1 + len(wishes) :]
         loss = sum(losses) / max(samples, 1)
         return StepReport(loss, lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Add one micro-batch's gradients and return the sum of its losses."""
-        torch.manual_seed(key("dropout", self._recipe.seed, self._state.step, micro_batch))
+        _seed(key("dropout", self._recipe.seed, self._state.step, micro_batch), self._place.device)
         filled = len(batch.ids) > 0
         with self._reduction.micro_batch(micro_batch, filled=filled):
             if not filled and not self._reduction.collective:
@@ -128,7 +131,14 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.ema:
-            state.ema.update(state.net)
-        state.step += 1
         return lr
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what the network may draw from: the CPU's generator and its device's.
+
+    torch.manual_seed goes on to every other kind of device that there might be, and takes as long as a small layer.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
