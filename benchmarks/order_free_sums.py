@@ -109,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--leaves", type=int, default=8, help="micro-batches of a step")
     args = parser.parse_args(argv)
     print(conditions())
-    print(f"{args.elements:,} elements, {args.leaves} micro-batches, {args.processes} gloo processes, one thread each\n")
+    print(
+        f"{args.elements:,} elements, {args.leaves} micro-batches, {args.processes} gloo processes, one thread each\n"
+    )
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"{folder}/meeting"
         job = (args.processes, meeting, args.elements, args.leaves, args.rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from inspect import signature
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -14,7 +15,9 @@ from fgtrain.place import Place, agreeing
 
 # Newer torch has renamed the option, and warns of the old name.
 _PARAMETERS = signature(DistributedDataParallel).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
+_SYNC_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 
 
 class DataParallel:
@@ -30,7 +33,7 @@ class DataParallel:
                 net,
                 device_ids=[place.local_rank] if place.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},  # RunningStatistics agrees on them once a step
+                **_SYNC_BUFFERS,  # RunningStatistics agrees on them once a step
             )
         self.net: torch.nn.Module = self._ddp or net
         self.collective = place.size > 1

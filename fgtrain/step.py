@@ -26,10 +26,14 @@ from fgtrain.tensors import to_input
 
 
 class Wishes(NamedTuple):
-    """What a rank wants after this step: to stop; to save a snapshot; not to, as it has no room (`full`)."""
+    """What a rank wants after this step.
+
+    To stop; to save a snapshot in the store; to keep one in host memory; neither, because it has no room (`full`).
+    """
 
     stop: bool = False
     save: bool = False
+    keep: bool = False
     full: bool = False
 
 
