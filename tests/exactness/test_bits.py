@@ -17,7 +17,6 @@ CASES = {
     "resnet channels last": replace(RESNET, channels_last=True),
     "vit": VIT,
     "vit bf16": replace(VIT, precision="bf16"),
-    "vit fp16": replace(VIT, precision="fp16"),
 }
 
 
@@ -55,10 +54,11 @@ def test_micro_batches_of_bad_pictures_only_count_for_nothing_anywhere(ranks: Ra
     assert found[0].digest != agreed(ranks.call(1, train, RESNET)).digest
 
 
-def test_an_overflow_on_one_rank_is_skipped_by_all(ranks: Ranks) -> None:
+def test_fp16_overflows_are_skipped_by_all_ranks_and_the_rest_is_trained_alike(ranks: Ranks) -> None:
     recipe = replace(VIT, precision="fp16")
-    found = [agreed(ranks.call(world, train, recipe, scale=2.0**40)) for world in (1, 3)]
-    assert found[0].scale < 2.0**40
+    found = [agreed(ranks.call(world, train, recipe, scale=2.0**20)) for world in (1, 3)]
+    assert found[0].scale < 2.0**20, "nothing overflowed"
+    assert not found[0].unused, "no step was taken"
     assert found[0] == found[1]
 
 
