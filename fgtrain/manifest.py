@@ -19,13 +19,17 @@ FORMAT = 1
 
 
 class TensorSpan(msgspec.Struct, frozen=True):
-    """Where a tensor's bytes (C order, little-endian) lie in its group."""
+    """Where a tensor's bytes (little-endian) lie in its group.
+
+    `order` lists its dimensions from the slowest to the fastest in memory (channels-last: 0, 2, 3, 1); () is C order.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     group: str
     offset: int
     bytes_: int
+    order: tuple[int, ...] = ()
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -89,6 +93,11 @@ def chunk_key(digest: str) -> str:
     return f"chunks/{digest[:2]}/{digest}"
 
 
+def trash_key(digest: str) -> str:
+    """Return the store key of a chunk that a collection has set aside (see `fgtrain.collect`)."""
+    return f"trash/{digest[:2]}/{digest}"
+
+
 def chunk_sizes(group: Group) -> list[int]:
     """Return the size in bytes of each chunk of a group."""
     return [min(group.chunk_bytes, group.bytes_ - i * group.chunk_bytes) for i in range(len(group.chunks))]
@@ -140,6 +149,9 @@ def decode(data: bytes) -> Manifest:
     if hashlib.sha256(body).hexdigest().encode() != digest:
         raise Corrupt("the manifest's checksum does not match")
     try:
-        return msgspec.json.decode(body, type=Manifest)
+        manifest = msgspec.json.decode(body, type=Manifest)
     except msgspec.ValidationError as error:
         raise Corrupt(f"a manifest of another format: {error}") from error
+    if manifest.format != FORMAT:
+        raise Corrupt(f"a manifest of format {manifest.format}; this version knows {FORMAT}")
+    return manifest
