@@ -3,30 +3,30 @@
 Chunks are shared between snapshots and runs, and savers take no locks. That nothing is lost follows from this.
 
 What savers promise. A saver refers to a chunk only if (a) it has put it anew for this very snapshot, or (b) the last
-manifest of its own lineage, or the parent that its run began with, refers to it. From (a) to the commit passes less than
+manifest of its own lineage refers to it, or the parent that its run began with. From (a) to the commit passes less than
 the grace period G. Pruning never deletes the newest manifest that verifies, and a run keeps its parent's weights by a
 manifest of its own (`runs/<run>/parent`), so what (b) relies on stays referred to until the next commit.
 
 What a collection does. It asks the *store* for the time t0 first (clocks here may be wrong), then reads all manifests,
 and only then lists the chunks. Garbage is what no manifest refers to and what was last written before t0 - G.
 
-1. A chunk that was put for a commit yet to come is not garbage: if it was put before t0 - G, its commit came before t0
-   (a), so the manifests, read after t0, have it. This needs the time to be taken before the manifests are read; the order
-   of reading manifests and listing chunks would not matter then, but chunks listed last show more of what was put anew.
+1. A chunk that was put for a commit yet to come is not garbage: had it been put before t0 - G, its commit would have
+   come before t0, and the manifests, read after t0, would have it. So the time must be taken before the manifests are
+   read. The order of manifests and chunks would not matter then; chunks listed last show more of what was put anew.
 2. A manifest may come or go while they are read. Coming: it refers to chunks of (a), see 1, and of (b), whose other
-   manifest is read. Going: only pruning deletes manifests, and it and collections take turns (`housekeeping`).
+   manifest is read. Going: pruning and setting aside take turns with collections (`housekeeping`).
 3. A saver may put a piece of garbage anew (the same bytes again, as after a resume from an older step) between the
-   listing and the deletion. No store can delete "unless written since". So garbage is not deleted at once, but copied to
-   `trash/`, then deleted: readers look there too (`RunStore.get_chunk`). A later collection looks at what has been in
-   the trash for longer than G: whoever relied on it has committed since. What is referred to goes back, the rest goes.
-   With G = 0 the caller vouches that nobody saves, and garbage is deleted at once.
+   listing and the deletion. No store can delete "unless written since". So garbage is not deleted at once, but copied
+   to `trash/`, then deleted: readers look there too (`RunStore.get_chunk`). A later collection looks at what has been
+   in the trash for longer than G: whoever relied on it has committed since. What is referred to goes back, the rest
+   goes. With G = 0 the caller vouches that nobody saves, and garbage is deleted at once.
 4. A manifest that cannot be read, or is of a newer format, may refer to anything: nothing is collected.
 5. Killed anywhere: a chunk is in `chunks/` or in the trash, whole, at any time; the next collection goes on.
 6. Two collections at once could each throw away the copy that the other relies on: they take turns. A turn that is
    lost to a pause ends the collection before its next deletion.
 
 G must exceed the time from a save's first upload to its commit, plus the time from a decision here to its deletion.
-Source of the two steps: Duplicacy's "lock-free deduplication" (fossil collection), IEEE Trans. Cloud Comput. 2020.
+Source of the two steps: Duplicacy's lock-free deduplication ("fossil collection").
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Amount(msgspec.Struct, frozen=True):
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection did, or would do.
 
-    `referred`: chunks that manifests refer to. `young`: garbage written within the grace period, left alone. `set_aside`:
-    garbage moved to the trash, deleted by a collection a grace period from now. `deleted`: gone. `restored`: found in the
-    trash and referred to.
+    `referred`: chunks that manifests refer to. `young`: garbage written within the grace period, left alone.
+    `set_aside`: garbage moved to the trash, deleted by a collection a grace period from now. `deleted`: gone.
+    `restored`: found in the trash and referred to.
     """
 
     referred: Amount

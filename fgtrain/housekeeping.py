@@ -1,9 +1,9 @@
 """Whose turn it is to delete: of all who prune, collect or set aside in a store, one at a time.
 
-A turn is an object `housekeeping/<id>` of the holder's own, written first and looked around from afterwards: of two that
-take a turn at once, at least one sees the other and steps back. So no conditional write is needed. A holder writes its
-object again while it works; one that was killed is ignored once its object is `HOLD_S` old, and a holder that finds
-itself paused for half of that (SIGSTOP, a closed laptop) gives up before it deletes anything more.
+A turn is an object `housekeeping/<id>` of the holder's own. It is written first and the others are looked for
+afterwards: of two that take a turn at once, at least one sees the other and steps back, without conditional writes. A
+holder writes its object again while it works; that of one that was killed counts no more once it is `HOLD_S` old, and a
+holder that finds itself paused for half of that (SIGSTOP, a closed laptop) gives up before it deletes anything more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from fgtrain import stores
 from fgtrain.errors import StoreError, StoreUnavailable, UserError
 from fgtrain.stores import Store
 

@@ -170,8 +170,3 @@ def _sound(runs: RunStore, step: int) -> Manifest:
         if not problem:
             return manifest
     raise UserError(f"{runs.run}: the snapshot of step {step} does not verify ({problem})")
-
-
-def pins(files: Iterable[RunFile]) -> dict[str, str]:
-    """Return the snapshots that runs began with, as `run@step-attempt`, and one run that did each."""
-    return {f.init_from: f.name for f in files if f.init_from}

@@ -16,10 +16,10 @@ from fgtrain import manifest as manifests
 from fgtrain.collect import Collected, collect, foresee
 from fgtrain.errors import Corrupt
 from fgtrain.housekeeping import Turn
-from fgtrain.lineage import pins, step_of
+from fgtrain.lineage import step_of
 from fgtrain.manifest import Manifest
 from fgtrain.references import references
-from fgtrain.runstore import RunFile, RunStore, run_names
+from fgtrain.runstore import RunStore, run_names
 from fgtrain.stores import Store
 from fgtrain.verify import Verifier, by_bytes
 
@@ -159,10 +159,18 @@ def _read_all(runs: RunStore, keys: Sequence[str]) -> tuple[dict[str, Manifest],
     return found, problems
 
 
+class _Origin(msgspec.Struct, frozen=True):
+    """What matters here of a `run.json`, whose recipe may be made of parts that only its own machine has."""
+
+    name: str
+    init_from: str | None = None
+
+
 def _pinned(runs: RunStore) -> dict[str, str]:
-    """Return which of this run's snapshots other runs began with."""
-    files = [RunStore(runs.store, name).read("run.json", RunFile) for name in run_names(runs.store)]
-    return {which.split("@")[1]: run for which, run in pins(files).items() if which.split("@")[0] == runs.run}
+    """Return the names of this run's snapshots that other runs began with, and one run that did each."""
+    origins = [RunStore(runs.store, name).read("run.json", _Origin) for name in run_names(runs.store)]
+    begun = [(o.init_from.split("@"), o.name) for o in origins if o.init_from]
+    return {snapshot: name for (parent, snapshot), name in begun if parent == runs.run}
 
 
 def _weigh(store: Store, doomed: Mapping[str, Manifest]) -> list[Doomed]:

@@ -20,11 +20,6 @@ class Reference(NamedTuple):
     key: str
     manifest: Manifest
 
-    @property
-    def run(self) -> str:
-        """The run that keeps it, which is not the one that wrote it in the case of `runs/<run>/parent`."""
-        return self.key.split("/")[1]
-
 
 def refers(key: str) -> bool:
     """Tell whether the object under a key is a manifest, of whatever kind."""
