@@ -147,7 +147,7 @@ def abandon_after(turn: Turn, runs: RunStore, step: int) -> tuple[Manifest, list
         UserError: there is no snapshot of this step, or none that verifies.
     """
     manifest = _sound(runs, step)
-    runs.take_attempt(step, 0)
+    runs.raise_fence(step)
     newer = [n for n in runs.manifest_names() if n > manifest.name]
     runs.store.delete(runs.key("result.json"))  # what it tells of is abandoned; the supervisor believes it
     for name in reversed(newer):

@@ -6,6 +6,7 @@ runs/<run>/stop                          present: someone asked the run to stop
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
 runs/<run>/manifests/<step>-<attempt>    one committed snapshot
 runs/<run>/abandoned/<step>-<attempt>    one that `resume --from` an older step has set aside
+runs/<run>/fence.json                    the attempt that did so: what earlier ones hold in memory is void
 runs/<run>/parent                        the weights that the run began with: another run's manifest, less the rest
 runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
 runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
@@ -65,6 +66,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     world: int
     started: float
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that trained nothing and only voided all before it: the run goes on from the snapshot of `step`."""
+
+    attempt: int
+    step: int
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +166,18 @@ class RunStore:
                 number += 1
             else:
                 return attempt
+
+    def fence(self) -> int:
+        """Return the newest attempt that voided what those before it hold in memory; 0 if none did."""
+        try:
+            return self.read("fence.json", Fence).attempt
+        except KeyMissing:
+            return 0
+
+    def raise_fence(self, step: int) -> None:
+        """Void all attempts so far: they may no longer commit, and what they hold in memory is not gone on from."""
+        attempt = self.take_attempt(step, world=0)
+        self.write("fence.json", Fence(attempt=attempt.attempt, step=step))
 
     # -- manifests ------------------------------------------------------------------------------------------------
 
