@@ -89,7 +89,7 @@ def collect(turn: Turn, grace_s: float = GRACE_S, streams: int = STREAMS) -> Col
         Corrupt: a manifest cannot be read; nothing was done.
         StoreError: the store failed half-way; nothing is lost.
     """
-    plan = _plan(turn.store, grace_s, frozenset())
+    plan = _plan(turn.store, grace_s, frozenset(), streams)
     with ThreadPoolExecutor(streams) as pool:
         list(pool.map(lambda e: _restore(turn, e), plan.restored))
         list(pool.map(lambda e: _delete(turn, e), plan.emptied))
@@ -108,14 +108,14 @@ def foresee(store: Store, grace_s: float = GRACE_S, *, without: frozenset[str] =
     Raises:
         Corrupt, StoreError: see `collect`.
     """
-    return _told(_plan(store, grace_s, without), grace_s)
+    return _told(_plan(store, grace_s, without, STREAMS), grace_s)
 
 
-def _plan(store: Store, grace_s: float, without: frozenset[str]) -> _Plan:
+def _plan(store: Store, grace_s: float, without: frozenset[str], streams: int) -> _Plan:
     """Mark, then list; see points 1 and 2 of the module's page for the order."""
     cutoff = stores.now(store) - grace_s
     referred: dict[str, int] = {}
-    for reference in references(store):
+    for reference in references(store, streams):
         if reference.key not in without:
             referred |= reference.manifest.chunks()
     trash = list(store.list("trash/"))

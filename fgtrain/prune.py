@@ -18,7 +18,7 @@ from fgtrain.errors import Corrupt
 from fgtrain.housekeeping import Turn
 from fgtrain.lineage import step_of
 from fgtrain.manifest import Manifest
-from fgtrain.references import references
+from fgtrain.references import STREAMS, references
 from fgtrain.runstore import RunStore, run_names
 from fgtrain.stores import Store
 from fgtrain.verify import Verifier, by_bytes
@@ -53,22 +53,22 @@ class Policy(msgspec.Struct, frozen=True):
     every: int | None = None
 
 
-def prune(turn: Turn, runs: RunStore, policy: Policy, grace_s: float) -> Pruned:
+def prune(turn: Turn, runs: RunStore, policy: Policy, grace_s: float, streams: int = STREAMS) -> Pruned:
     """Delete the snapshots of a run that `policy` does not keep, and then the garbage of the whole store.
 
-    What the run has abandoned goes too. A snapshot that another run began with stays.
+    What the run has abandoned goes too. A snapshot that another run began with stays. `streams` requests at a time.
 
     Raises:
         Corrupt: none of the run's snapshots verifies, so nothing was deleted.
         StoreError: the store failed half-way; nothing that was to stay is lost.
     """
-    kept, doomed = _judge(runs, policy)
-    removed = _weigh(runs.store, doomed)
+    kept, doomed = _judge(runs, policy, streams)
+    removed = _weigh(runs.store, doomed, streams)
     for snapshot in removed:
         turn.keep()
         runs.store.delete(snapshot.key)
     try:
-        collected, refused = collect(turn, grace_s), None
+        collected, refused = collect(turn, grace_s, streams), None
     except Corrupt as error:
         collected, refused = None, str(error)
     return Pruned(kept=kept, removed=tuple(removed), collected=collected, refused=refused)
@@ -80,8 +80,8 @@ def foresee_pruning(runs: RunStore, policy: Policy, grace_s: float) -> Pruned:
     Raises:
         Corrupt, StoreError: see `prune`.
     """
-    kept, doomed = _judge(runs, policy)
-    removed = _weigh(runs.store, doomed)
+    kept, doomed = _judge(runs, policy, STREAMS)
+    removed = _weigh(runs.store, doomed, STREAMS)
     try:
         collected, refused = foresee(runs.store, grace_s, without=frozenset(doomed)), None
     except Corrupt as error:
@@ -126,11 +126,11 @@ def _milestones(names: Sequence[str], every: int | None) -> list[str]:
     return list(first.values())
 
 
-def _judge(runs: RunStore, policy: Policy) -> tuple[dict[str, str], dict[str, Manifest]]:
+def _judge(runs: RunStore, policy: Policy, streams: int) -> tuple[dict[str, str], dict[str, Manifest]]:
     """Return why what stays does so, by name, and what goes, by key."""
     names = runs.manifest_names()
     readable, unreadable = _read_all(runs, [f"manifests/{n}" for n in names])
-    verifier = Verifier(runs, by_bytes)
+    verifier = Verifier(runs, by_bytes, streams)
 
     def sound(name: str) -> bool:
         manifest = readable.get(f"manifests/{name}")
@@ -173,11 +173,11 @@ def _pinned(runs: RunStore) -> dict[str, str]:
     return {snapshot: name for (parent, snapshot), name in begun if parent == runs.run}
 
 
-def _weigh(store: Store, doomed: Mapping[str, Manifest]) -> list[Doomed]:
+def _weigh(store: Store, doomed: Mapping[str, Manifest], streams: int) -> list[Doomed]:
     """Work out what each snapshot that goes would free, oldest first."""
     stays: set[str] = set()
     try:
-        for reference in references(store):
+        for reference in references(store, streams):
             if reference.key not in doomed:
                 stays |= reference.manifest.chunks().keys()
     except Corrupt:  # nothing will be collected, so nothing is freed

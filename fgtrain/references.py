@@ -29,15 +29,15 @@ def refers(key: str) -> bool:
     )
 
 
-def references(store: Store) -> Iterator[Reference]:
-    """Yield every manifest of the store.
+def references(store: Store, streams: int = STREAMS) -> Iterator[Reference]:
+    """Yield every manifest of the store, read with so many requests at a time.
 
     Raises:
         Corrupt: one cannot be read, so that nobody knows what it refers to.
         StoreUnavailable: the store failed, or a manifest vanished meanwhile; worth another try.
     """
     keys = [e.key for e in store.list("runs/") if refers(e.key)]
-    with ThreadPoolExecutor(STREAMS) as pool:
+    with ThreadPoolExecutor(streams) as pool:
         yield from pool.map(lambda key: _read(store, key), keys)
 
 

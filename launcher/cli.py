@@ -156,7 +156,7 @@ def _add_prune(p: argparse.ArgumentParser) -> None:
         "--grace",
         type=float,
         metavar="S",
-        help="leave chunks alone that are younger, in seconds; 0: nobody else writes to the store now (default: 6 hours)",
+        help="leave chunks alone that are younger, in seconds; 0: nobody else writes now (default: 6 hours)",
     )
     p.add_argument("--dry-run", action="store_true", help="print what would go; delete nothing")
 

@@ -84,7 +84,7 @@ def matching(saved: Shapes, live: Shapes, skip: Sequence[str]) -> list[str]:
             raise UserError(f"--init-skip {pattern!r} matches no tensor; they look like {names[0]!r}")
     taken = [n for n in names if not any(fnmatchcase(n, p) for p in skip)]
     wrong = [
-        f"{n} ({_spell(saved.get(n))} there, {_spell(live.get(n))} here)" for n in taken if _differ(n, saved, live)
+        f"{n} ({_spell(saved.get(n))} there, {_spell(live.get(n))} here)" for n in taken if saved.get(n) != live.get(n)
     ]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""`fglaunch snapshots [ACTION]`: list, verify, prune, export, compare; each action is a file in `launcher.snapshots`."""
+"""`fglaunch snapshots [ACTION]`: each action is a file in `launcher.snapshots`."""
 
 from __future__ import annotations
 

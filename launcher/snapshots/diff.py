@@ -39,7 +39,9 @@ def call(args: argparse.Namespace) -> int:
 def _side(runs: RunStore, manifest: Manifest) -> dict[str, Any]:
     """Describe one snapshot: where it stands, and its last line of training metrics and of evaluation."""
     rows = [json.loads(line) for line in runs.log_lines(manifest, "metrics").splitlines()]
-    last = [next((r for r in reversed(rows) if field in r), {}) for field in ("loss", "val_loss")]
+    last: list[dict[str, float]] = [
+        next((r for r in reversed(rows) if field in r), {}) for field in ("loss", "val_loss")
+    ]
     return {
         "run": manifest.run,
         "step": manifest.step,

@@ -35,9 +35,8 @@ def call(args: argparse.Namespace) -> int:
     else:
         print("\n".join(spell(pruned, grace_s, dry_run=args.dry_run)))
     if pruned.refused:
-        say(
-            f"fglaunch: no chunk was collected: {pruned.refused}; upgrade fglaunch, or delete that object if it is broken"
-        )
+        remedy = "upgrade fglaunch, or delete that object if it is broken"
+        say(f"fglaunch: no chunk was collected: {pruned.refused}; {remedy}")
     return 1 if pruned.refused else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from fgtrain import manifest as manifests
@@ -51,12 +52,12 @@ def show(found: list[Row], *, as_json: bool) -> None:
         return
     check = found[0]["check"] if found else "bytes"
     table = Table(box=None, pad_edge=False)
-    headings = ("step", "attempt", "time", "tier", "ranks", "new bytes", "shared bytes", "weights", f"{check} verified")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("step", "new bytes", "shared bytes") else "left")
+    for heading in ("step", "attempt", "time", "ranks", "new", "shared", "weights"):
+        table.add_column(heading, justify="right" if heading in ("step", "new", "shared") else "left", no_wrap=True)
+    table.add_column(f"{check} ok", overflow="fold")
     for r in found:
-        when = time.strftime("%m-%d %H:%M:%S", time.localtime(r["time"])) if r["time"] else "?"
-        cells = (r["step"], r["attempt"], when, r["tier"], r["world"], f"{r['bytes_new']:,}", f"{r['bytes_shared']:,}")
-        state = "yes" if r["verified"] else f"NO: {r['problem']}"
-        table.add_row(*map(str, cells), r["weights"][:16], state + (" (abandoned)" if r["abandoned"] else ""))
+        when = time.strftime("%m-%d %H:%M", time.localtime(r["time"])) if r["time"] else "?"
+        cells = (r["step"], r["attempt"], when, r["world"], decimal(r["bytes_new"]), decimal(r["bytes_shared"]))
+        sound = "abandoned" if r["abandoned"] else "yes"
+        table.add_row(*map(str, cells), r["weights"][:12], sound if r["verified"] else f"NO: {r['problem']}")
     Console().print(table)

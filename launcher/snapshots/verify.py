@@ -1,4 +1,4 @@
-"""`fglaunch snapshots verify RUN[@STEP]`: read every byte and compare its checksum. Exit code 1 if anything is wrong."""
+"""`fglaunch snapshots verify RUN[@STEP]`: read every byte. Exit code 1 if anything is wrong."""
 
 from __future__ import annotations
 
