@@ -47,7 +47,7 @@ def _side(runs: RunStore, manifest: Manifest) -> dict[str, Any]:
         "step": manifest.step,
         "attempt": manifest.attempt,
         "weights": manifest.weights,
-        "metrics": last[0] | {k: v for k, v in last[1].items() if k.startswith("val_")},
+        "metrics": training | {k: v for k, v in evaluation.items() if k.startswith("val_")},
     }
 
 
