@@ -28,8 +28,8 @@ GRACE_S = 100.0
 SAVE_S = 60.0  # the longest save ...
 COLLECT_S = 30.0  # ... and the longest from a decision to delete to the deletion: together less than the grace period
 RUNS = ("a", "b")
-CONTENTS = [bytes([65 + i]) * 4 for i in range(4)]  # few, so that garbage is written anew all the time
-BEGIN, ADVANCE, GIVE_UP, WAIT = "begin", "advance", "give up", "wait"
+CONTENTS = [bytes([65 + i]) * 4 for i in range(3)]  # few, so that garbage is written anew all the time
+SAVE, GIVE_UP, WAIT = "save", "give up", "wait"
 
 _names = itertools.count()
 
@@ -92,29 +92,41 @@ class Machine(RuleBasedStateMachine):
 
     # -- savers ---------------------------------------------------------------------------------------------------
 
-    def act(self, run: str, action: str, contents: list[bytes]) -> None:
+    def act(self, run: str, action: str, contents: list[bytes], requests: int) -> None:
+        """Let a saver begin, if it is idle, and send so many requests."""
         saver = self.savers[run]
-        if action == BEGIN and saver.under_way is None:
-            saver.begin(contents, self.time)
-        elif action == ADVANCE:
-            saver.advance(self.time)
+        if action == SAVE:
+            if saver.under_way is None:
+                saver.begin(contents, self.time)
+            for _ in range(requests):
+                saver.advance(self.time)
         elif action == GIVE_UP:
             saver.restart()
         elif action == WAIT:
             self.time += 1
 
-    contents = st.lists(st.sampled_from(CONTENTS), min_size=1, max_size=3, unique=True)
-    actions = st.tuples(st.sampled_from(RUNS), st.sampled_from([BEGIN, *[ADVANCE] * 4, GIVE_UP, WAIT]), contents)
+    contents = st.lists(st.sampled_from(CONTENTS), min_size=1, max_size=2, unique=True)
+    actions = st.tuples(
+        st.sampled_from(RUNS), st.sampled_from([SAVE, SAVE, SAVE, GIVE_UP, WAIT]), contents, st.integers(0, 3)
+    )
 
     @rule(what=actions)
-    def save(self, what: tuple[str, str, list[bytes]]) -> None:
+    def save(self, what: tuple[str, str, list[bytes], int]) -> None:
         self.act(*what)
 
     @rule(run=st.sampled_from(RUNS), contents=contents)
     def save_at_once(self, run: str, contents: list[bytes]) -> None:
-        self.act(run, BEGIN, contents)
+        self.act(run, SAVE, contents, 0)
         while self.savers[run].under_way is not None:
             self.savers[run].advance(self.time)
+
+    @rule(run=st.sampled_from(RUNS), contents=st.permutations(CONTENTS))
+    def leave_old_garbage(self, run: str, contents: list[bytes]) -> None:
+        for one in contents[:2]:
+            self.save_at_once(run, [one])
+        for name in self.savers[run].runs.manifest_names()[:-1]:
+            self.store.delete(f"runs/{run}/manifests/{name}")
+        self.time += GRACE_S + 1
 
     @rule(seconds=st.sampled_from([1.0, SAVE_S, GRACE_S, GRACE_S + 1, HOLD_S + 1]))
     def wait(self, seconds: float) -> None:
@@ -122,21 +134,27 @@ class Machine(RuleBasedStateMachine):
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
 
-    # From which request on, and what happens before each, in turn.
-    schedules = st.tuples(st.integers(0, 40), st.lists(actions, max_size=12))
+    # How many requests after the start (or after the listing of chunks, where it is most dangerous) to begin, and what
+    # happens then, so many actions before each request.
+    schedules = st.tuples(st.booleans(), st.integers(0, 3), st.integers(1, 2), st.lists(actions, max_size=8))
 
     @contextlib.contextmanager
-    def watched(self, schedule: tuple[int, list[Any]], killed_at: int | None) -> Iterator[WatchedStore]:
+    def watched(self, schedule: tuple[bool, int, int, list[Any]], killed_at: int | None) -> Iterator[WatchedStore]:
         """A store on which savers act between the requests of one housekeeper, which may be killed at any of them."""
         numbers = itertools.count()
-        start, left = schedule[0], list(schedule[1])
+        after_listing, wait, pace, actions = schedule
+        left, starts = list(actions), [] if after_listing else [wait]
 
         def before(operation: str, key: str) -> None:
             number = next(numbers)
             if killed_at is not None and number >= killed_at:
                 raise Killed
-            if number >= start and left:
-                self.act(*left.pop(0))
+            if (operation, key) == ("list", "chunks/"):
+                starts.append(number + 1 + wait)
+            if starts and number >= starts[0]:
+                for what in left[:pace]:
+                    self.act(*what)
+                del left[:pace]
 
         with contextlib.suppress(Killed, UserError):  # UserError: someone killed holds the turn
             yield WatchedStore(self.store, before)
@@ -149,7 +167,7 @@ class Machine(RuleBasedStateMachine):
         killed_at=st.one_of(st.none(), st.integers(0, 60)),
     )
     def prune(
-        self, run: str, keep: int, every: int | None, schedule: tuple[int, list[Any]], killed_at: int | None
+        self, run: str, keep: int, every: int | None, schedule: tuple[bool, int, int, list[Any]], killed_at: int | None
     ) -> None:
         names = RunStore(self.store, run).manifest_names()
         with self.watched(schedule, killed_at) as store, turn(store, lambda: self.time) as mine:
@@ -158,8 +176,9 @@ class Machine(RuleBasedStateMachine):
         assert set(names[-keep:]) <= set(left)
         assert {n for n in names if every and step_of(n) % every == 0} <= set(left) or not every
 
-    @rule(schedule=schedules, killed_at=st.one_of(st.none(), st.integers(0, 60)))
-    def collect(self, schedule: tuple[int, list[Any]], killed_at: int | None) -> None:
+    @rule(schedule=schedules, killed_at=st.one_of(st.none(), st.integers(0, 60)), age=st.sampled_from([0, GRACE_S + 1]))
+    def collect(self, schedule: tuple[bool, int, int, list[Any]], killed_at: int | None, age: float) -> None:
+        self.time += age
         with self.watched(schedule, killed_at) as store, turn(store, lambda: self.time) as mine:
             collect(mine, GRACE_S, streams=1)
 
@@ -172,7 +191,7 @@ class Machine(RuleBasedStateMachine):
             return
         saver.under_way = None  # `resume` refuses while the run goes on
         step = step_of(names[which % len(names)])
-        with self.watched((0, []), killed_at) as store, turn(store, lambda: self.time) as mine:
+        with self.watched((False, 0, 1, []), killed_at) as store, turn(store, lambda: self.time) as mine:
             abandon_after(mine, RunStore(store, run), step)
         saver.restart()
 
@@ -206,5 +225,5 @@ class Machine(RuleBasedStateMachine):
 
 TestCollectModel = Machine.TestCase
 TestCollectModel.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
