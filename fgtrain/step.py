@@ -28,10 +28,14 @@ from fgtrain.tensors import to_input
 
 
 class Wishes(NamedTuple):
-    """What a rank wants after this step: to stop; to save a snapshot; not to, as it has no room (`full`)."""
+    """What a rank wants after this step.
+
+    To stop; to save a snapshot in the store; to keep one in host memory; neither, because it has no room (`full`).
+    """
 
     stop: bool = False
     save: bool = False
+    keep: bool = False
     full: bool = False
 
 
@@ -84,10 +88,10 @@ class Stepper:
             seen += len(batch.ids)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
         mail = agree(torch.cat([loss_sum[None], flags, self._norms.flat_sum().to(self._place.device)]))
-        loss, samples, *votes = mail[:5].tolist()
+        loss, samples, *votes = mail[: 2 + len(wishes)].tolist()
         filled = sum(len(plan.batch(state.step, g)) > 0 for g in range(plan.micro_batches))
         before_update()
-        self._norms.end_step(mail[5:], filled)
+        self._norms.end_step(mail[2 + len(wishes) :], filled)
         lr = self._update()
         return StepReport(loss / max(samples, 1), lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
 

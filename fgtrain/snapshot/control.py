@@ -70,17 +70,28 @@ class Control:
         self._when, self._saver, self._place, self._journal = when, saver, place, journal
         self._buffers = buffers
         self._clock = Clock(when, _hazard(runs) if place.leads else interval.PRIOR_MTBF_S)
-        self._memory_every = when.memory_steps
-        self._memory_next = 0
+        self._last_kept = 0
         self._stall_s = 0.0
-        self._copy_s = 0.0
-        self._begun_at = 0.0
         self._step_s = 0.0
+        self._stepped_at: float | None = None
         self._failed_in_a_row = 0
 
     def wishes(self, next_step: int, *, stop: bool) -> Wishes:
         """Return what this rank wants after the step that comes."""
-        return Wishes(stop, self._place.leads and self._clock.due(next_step), self._saver.full)
+        leads = self._place.leads
+        return Wishes(
+            stop=stop,
+            save=leads and self._clock.due(next_step),
+            keep=leads and self._keep_due(next_step),
+            full=self._saver.full,
+        )
+
+    def _keep_due(self, step: int) -> bool:
+        """Tell whether to stage the state after `step` steps in host memory, whatever the store gets."""
+        every = self._when.memory_steps
+        if every is None:
+            every = interval.memory_steps(self._saver.copy_s, self._step_s)
+        return every > 0 and step - self._last_kept >= every
 
     def drain(self) -> None:
         """Called when the state is about to change: wait for what is left of a copy."""
@@ -96,8 +107,8 @@ class Control:
             StoreError: more snapshots in a row failed than the recipe allows.
         """
         self._hear(self._saver.poll())
-        memory = self._memory_due(state.step)
-        if not wishes.save and not memory:
+        self._time_step()
+        if not wishes.save and not wishes.keep:
             return
         if wishes.full:
             if wishes.save:
@@ -106,16 +117,19 @@ class Control:
             return
         self._begin(state, persist=wishes.save)
 
-    def _memory_due(self, step: int) -> bool:
-        if self._memory_every is not None:
-            return self._memory_every > 0 and step % self._memory_every == 0
-        return step % 10 == 0
+    def _time_step(self) -> None:
+        now = time.perf_counter()
+        if self._stepped_at is not None:
+            took = now - self._stepped_at
+            self._step_s = took if not self._step_s else self._step_s + _SMOOTH * (took - self._step_s)
+        self._stepped_at = now
 
     def _begin(self, state: State, *, persist: bool) -> None:
         started = time.perf_counter()
         lines = self._journal.uncommitted()
         self._saver.begin(state.step, state.tensors(), self._buffers, state.values(), lines, persist=persist)
         self._stall_s = time.perf_counter() - started
+        self._last_kept = state.step
         if persist:
             self._clock.begun()
 

@@ -38,5 +38,8 @@ def mtbf_s(running_s: float, failures: int) -> float:
 
 
 def memory_steps(copy_s: float, step_s: float, share: float = 0.02) -> int:
-    """Return every how many steps to stage in memory so that copying takes at most `share` of the time."""
-    return max(1, math.ceil(copy_s / (share * step_s))) if step_s > 0 else 1
+    """Return every how many steps to stage in memory so that copying takes at most `share` of the time.
+
+    Until both times are measured (0), every 10 steps.
+    """
+    return max(1, math.ceil(copy_s / (share * step_s))) if step_s > 0 and copy_s > 0 else 10

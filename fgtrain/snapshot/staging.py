@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -60,6 +61,9 @@ def pieces(
 class Stager(Protocol):
     """Copies pieces in the background."""
 
+    copy_s: float
+    """How long the last copy took, in seconds; 0 before the first."""
+
     def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
         """Copy `now` before returning and `later` in the background, then call `done` there."""
 
@@ -77,6 +81,7 @@ class HostStager:
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._copied.set()
+        self.copy_s = 0.0
 
     def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
         """See `Stager`."""
@@ -87,10 +92,12 @@ class HostStager:
         self._thread.start()
 
     def _work(self, later: list[Piece], done: Callable[[], None]) -> None:
+        started = time.perf_counter()
         try:
             _copy(later)
         finally:
             self._copied.set()
+        self.copy_s = time.perf_counter() - started
         done()
 
     def drain(self) -> None:
@@ -112,6 +119,7 @@ class CudaStager:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._thread: threading.Thread | None = None
+        self.copy_s = 0.0
 
     def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
         """See `Stager`. Pieces of host tensors (an optimizer's step counts) are copied at once."""
@@ -124,11 +132,14 @@ class CudaStager:
             _copy([p for p in later if p.source.device.type != "cpu"], non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(self._stream)
-        self._thread = threading.Thread(target=self._work, args=(self._event, done), name="staging", daemon=True)
+        started = time.perf_counter()
+        args = (self._event, started, done)
+        self._thread = threading.Thread(target=self._work, args=args, name="staging", daemon=True)
         self._thread.start()
 
-    def _work(self, event: torch.cuda.Event, done: Callable[[], None]) -> None:
+    def _work(self, event: torch.cuda.Event, started: float, done: Callable[[], None]) -> None:
         event.synchronize()
+        self.copy_s = time.perf_counter() - started
         done()
 
     def drain(self) -> None:
