@@ -39,9 +39,8 @@ def call(args: argparse.Namespace) -> int:
 def _side(runs: RunStore, manifest: Manifest) -> dict[str, Any]:
     """Describe one snapshot: where it stands, and its last line of training metrics and of evaluation."""
     rows = [json.loads(line) for line in runs.log_lines(manifest, "metrics").splitlines()]
-    last: list[dict[str, float]] = [
-        next((r for r in reversed(rows) if field in r), {}) for field in ("loss", "val_loss")
-    ]
+    training: dict[str, float] = next((r for r in reversed(rows) if "loss" in r), {})
+    evaluation: dict[str, float] = next((r for r in reversed(rows) if "val_loss" in r), {})
     return {
         "run": manifest.run,
         "step": manifest.step,
