@@ -53,7 +53,10 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
     """
     recipe = load(target, overrides)
     path = split_target(target)[0]
-    check_recipe(recipe, path)
+    try:
+        recipe.model.check()
+    except UserError as error:
+        raise RecipeError(f"{path}: {error}") from error
     index, bad = usable(recipe.data, recipe.data.index())
     if recipe.model.classes != len(index.classes):
         raise RecipeError(
@@ -78,32 +81,6 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         environment=_environment(),
     )
     return run, notes
-
-
-def check_recipe(recipe: Recipe, path: Path) -> None:
-    """Refuse values that have the right type and make no sense.
-
-    Raises:
-        RecipeError
-    """
-    positive = {
-        "epochs": recipe.epochs,
-        "optim.lr": recipe.optim.lr,
-        "data.resize": recipe.data.resize,
-        "data.crop": recipe.data.crop,
-        "evaluate.micro": recipe.evaluate.micro,
-        "model.classes": recipe.model.classes,
-        "loader.prefetch": recipe.loader.prefetch,
-    }
-    for field, value in positive.items():
-        if not value > 0:
-            raise RecipeError(f"{path}: {field}={value}: it must be above 0")
-    if recipe.data.crop > recipe.data.resize:
-        raise RecipeError(f"{path}: data.crop={recipe.data.crop} is larger than data.resize={recipe.data.resize}")
-    if recipe.loader.workers < 0:
-        raise RecipeError(f"{path}: loader.workers={recipe.loader.workers}: it must be 0 or more")
-    if not 0 <= recipe.label_smoothing < 1:
-        raise RecipeError(f"{path}: label_smoothing={recipe.label_smoothing}: it must be in [0, 1)")
 
 
 def check_name(name: str) -> None:
