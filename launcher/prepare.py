@@ -15,12 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 from fgtrain.dataindex import index_digest, usable
-from fgtrain.errors import KeyExists, RecipeError, UserError
+from fgtrain.errors import KeyExists, RecipeError, StoreError, UserError
 from fgtrain.parts import digest
 from fgtrain.plan import World, check_world, make_plan
-from fgtrain.recipe import Recipe
-from fgtrain.runstore import RunFile, RunStore
-from fgtrain.stores import Store, open_store
+from fgtrain.runstore import RunFile, RunStore, is_name
+from fgtrain.stores import Store
 from launcher import hardware
 from launcher.recipe_file import load, split_target
 
@@ -32,17 +31,15 @@ def default_store() -> str:
     return os.environ.get("FGLAUNCH_STORE", "store")
 
 
-def checked_store(url: str) -> tuple[Store, list[str]]:
-    """Open a store and try it; returns it with what the user should know of it.
+def try_store(store: Store) -> list[str]:
+    """Use every operation of a store once; returns what the user should know of it.
 
     Raises:
         UserError: it cannot be used.
     """
-    store = open_store(url)
-    notes = []
-    if not store.check().conditional_create:
-        notes.append(f"store {store.url} ignores conditional writes: never run two supervisors of one run on it")
-    return store, notes
+    if store.check().conditional_create:
+        return []
+    return [f"store {store.url} ignores conditional writes: never run two supervisors of one run on it"]
 
 
 def prepare(target: str, overrides: Sequence[str], world: World, name: str | None = None) -> tuple[RunFile, list[str]]:
@@ -67,7 +64,7 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
     check_world(plan, world)
     notes = [f"{len(bad)} bad pictures are skipped, {bad[0].name} ({bad[0].reason}) first"] if bad else []
     run = RunFile(
-        name=name or fresh_name(path),
+        name=fresh_name(path) if name is None else name,
         created=time.time(),
         recipe=recipe,
         recipe_digest=digest(recipe),
@@ -89,14 +86,30 @@ def check_name(name: str) -> None:
     Raises:
         UserError
     """
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only, not starting with '.' or '-'")
+    if not is_name(name):
+        raise UserError(
+            f"--name {name!r}: 1 to 100 letters, digits, '.', '_' and '-' only, not starting with '.' or '-'"
+        )
 
 
 def fresh_name(path: Path) -> str:
     """Return a name for a new run: the recipe's, the time and a random tail."""
-    stem = re.sub(r"[^\w.-]", "-", path.stem)
+    stem = re.sub(r"[^\w.-]", "-", path.stem)[:40].lstrip(".-") or "run"
     return f"{stem}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def check_unused(name: str, store: Store) -> None:
+    """Refuse a name that is taken, before anything is written; `register` settles a race.
+
+    Raises:
+        UserError: there is a run of this name, or the store does not answer.
+    """
+    try:
+        taken = RunStore(store, name).exists("run.json")
+    except StoreError as error:
+        raise UserError(str(error)) from error
+    if taken:
+        raise _taken(name, store)
 
 
 def register(run: RunFile, store: Store) -> RunStore:
@@ -109,11 +122,15 @@ def register(run: RunFile, store: Store) -> RunStore:
     try:
         runs.create("run.json", run)
     except KeyExists:
-        raise UserError(
-            f"--name {run.name}: {store.url} has a run of this name;"
-            f" `fglaunch resume {run.name}` goes on with it, another name starts anew"
-        ) from None
+        raise _taken(run.name, store) from None
     return runs
+
+
+def _taken(name: str, store: Store) -> UserError:
+    return UserError(
+        f"--name {name}: {store.url} has a run of this name;"
+        f" `fglaunch resume {name} --store {store.url}` goes on with it, another name starts anew"
+    )
 
 
 def check_training_installed() -> None:

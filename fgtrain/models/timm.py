@@ -105,7 +105,7 @@ def _require_known(timm: ModuleType, name: str) -> None:
         hint = f"near it: {', '.join(near)}" if near else "`timm.list_models()` lists them"
         raise UserError(f"model.name={name}: timm has no such model; {hint}")
     architecture, _, tag = name.partition(".")
-    tags = [n.partition(".")[2] for n in timm.list_models(f"{architecture}.*", pretrained=True)]
+    tags = [n.partition(".")[2] for n in timm.list_models(f"{architecture}.*", include_tags=True)]
     if tag and tag not in tags:
         raise UserError(f"model.name={name}: {architecture} has no weights {tag!r}; there are {', '.join(tags)}")
 

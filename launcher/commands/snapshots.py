@@ -22,7 +22,8 @@ def call(args: argparse.Namespace) -> int:
     """Run the command."""
     runs = RunStore(open_store(args.store or default_store()), args.run)
     existing_run(runs)
-    rows = [_row(runs, name) for name in runs.manifest_names()]
+    verified: set[str] = set()
+    rows = [_row(runs, name, verified) for name in runs.manifest_names()]
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -45,15 +46,15 @@ def call(args: argparse.Namespace) -> int:
     return 0
 
 
-def _row(runs: RunStore, name: str) -> dict[str, Any]:
-    """Describe one snapshot; `verified` means that every byte was read and found as written."""
+def _row(runs: RunStore, name: str, seen: set[str]) -> dict[str, Any]:
+    """Describe one snapshot; `verified` means that every byte was read, here or `seen` before, and is as written."""
     try:
         manifest = runs.manifest(name)
     except Corrupt as error:
         step, attempt = map(int, name.split("-"))
         blank = {"time": 0.0, "world": 0, "weights": "", "bytes_new": 0, "bytes_shared": 0}
         return {"step": step, "attempt": attempt, **blank, "verified": False, "problem": str(error)}
-    problem = _problem(runs, manifest)
+    problem = _problem(runs, manifest, seen)
     return {
         "step": manifest.step,
         "attempt": manifest.attempt,
@@ -67,10 +68,12 @@ def _row(runs: RunStore, name: str) -> dict[str, Any]:
     }
 
 
-def _problem(runs: RunStore, manifest: Manifest) -> str | None:
+def _problem(runs: RunStore, manifest: Manifest, seen: set[str]) -> str | None:
+    """Return what is wrong with a snapshot; chunks that are whole join `seen`, so that shared ones are read once."""
     try:
-        for chunk in manifest.chunks():
+        for chunk in manifest.chunks().keys() - seen:
             runs.get_chunk(chunk)
+            seen.add(chunk)
     except Corrupt as error:
         return str(error)
     return None
