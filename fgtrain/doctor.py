@@ -1,4 +1,4 @@
-"""What torch finds on this machine, as JSON: `python -m fgtrain.doctor`. A process of its own, since imports may crash."""
+"""What torch finds on this machine, as JSON: `python -m fgtrain.doctor`, apart since imports may crash."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 COMMANDS = {
     "run": "train a recipe (the word `run` may be left out)",
@@ -22,9 +23,17 @@ COMMANDS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says what there is\n")
+
+
+def parser() -> Parser:
     """Build the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="fglaunch",
         description="Train a recipe on any GPUs, and finish.",
         epilog="`fglaunch RECIPE ...` is short for `fglaunch run RECIPE ...`.",
@@ -116,7 +125,18 @@ def _with_command(argv: Sequence[str]) -> list[str]:
     first = words[0] if words else "--help"
     if first in COMMANDS or first in ("-h", "--help", "--version"):
         return words or ["--help"]
+    if first.isalpha() and (near := _nearest_command(first)):
+        parser().error(f"there is no command {first!r}; did you mean {near!r}?")
     return ["run", *words]
+
+
+def _nearest_command(word: str) -> str | None:
+    """Return the command that a word was probably meant to be, if it names no file."""
+    import difflib
+    from pathlib import Path
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    return near[0] if near and not Path(word).exists() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -178,10 +178,13 @@ def _refuse(name: str) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a recipe import its neighbours, as `python file.py` would."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
+    """Let a recipe import its neighbours, as `python file.py` would; the next recipe may have others of that name."""
+    folder, before = path.resolve().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
+                del sys.modules[name]
