@@ -1,8 +1,8 @@
 """Manifests: what a snapshot consists of. The existence of a manifest in the store is the commit.
 
 State is laid out as a few *groups* (frozen weights, trained weights, optimizer, moving average): each a run of bytes
-cut into chunks of a fixed size, stored under the SHA-256 of their contents. The layout depends on the recipe alone, never
-on the world size, so chunks are shared between snapshots, world sizes and runs.
+cut into chunks of a fixed size, stored under the SHA-256 of their contents. The layout depends on the recipe alone,
+never on the world size, so chunks are shared between snapshots, world sizes and runs.
 """
 
 from __future__ import annotations

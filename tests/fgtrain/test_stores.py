@@ -32,7 +32,7 @@ class TestMemoryStore(StoreContract):
 
 
 class TestS3OnSeaweedFS(SharedStoreContract):
-    races = 2  # its lock is polled once a second, so that a race takes up to five
+    races = 1  # its lock is polled once a second, so that a race takes up to five
 
     @pytest.fixture
     def store(self, seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:

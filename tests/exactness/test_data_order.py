@@ -1,0 +1,113 @@
+"""Worlds, loader workers and resumes change neither which samples a step sees nor how they look."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgtrain import loader
+from fgtrain.data.imagefolder import ImageFolder
+from fgtrain.models.timm import Timm
+from fgtrain.plan import Plan, make_plan, share
+from fgtrain.recipe import SGD, Batch, Loader, Recipe, replace
+
+Seen = list[tuple[int, int, list[tuple[int, int]], str]]
+"""(step, micro-batch, its (epoch, sample)s, digest of its pixels and labels)."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    root = tmp_path_factory.mktemp("鸟类 birds")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 9), ("val", 2)):
+        for class_ in ("白鹭", "翠鸟 kingfisher", "水/鹭"):
+            folder = root / split / class_
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(draw.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"图 {i}.PNG")
+    return Recipe(
+        model=Timm(name="test_resnet", classes=3),
+        data=ImageFolder(root=str(root), resize=36, crop=32),
+        optim=SGD(lr=0.1),
+        batch=Batch(total=8, micro=2),
+        epochs=2.5,
+    )
+
+
+def seen(recipe: Recipe, plan: Plan, *, size: int, workers: int, start: int = 0) -> Seen:
+    recipe = replace(recipe, loader=Loader(workers=workers))
+    samples = recipe.data.index().train
+    everything: Seen = []
+    for rank in range(size):
+        batches = loader.training_batches(recipe, plan, samples, start=start, rank=rank, size=size, pin=False)
+        for step in range(start, plan.steps):
+            for micro in share(plan.micro_batches, rank, size):
+                batch = next(batches)
+                content = hashlib.sha256(batch.images.numpy().tobytes() + batch.labels.numpy().tobytes())
+                everything.append((step, micro, batch.ids, content.hexdigest()))
+        assert next(batches, None) is None
+    return sorted(everything)
+
+
+@pytest.fixture(scope="module")
+def plan(recipe: Recipe) -> Plan:
+    return make_plan(recipe, len(recipe.data.index().train))
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Recipe, plan: Plan) -> Seen:
+    return seen(recipe, plan, size=1, workers=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_ids_and_pixels_are_the_same_on_any_world(
+    recipe: Recipe, plan: Plan, alone: Seen, size: int, workers: int
+) -> None:
+    assert seen(recipe, plan, size=size, workers=workers) == alone
+
+
+@pytest.mark.parametrize("start", [1, 4, 5])
+def test_a_resume_in_mid_epoch_goes_on_with_the_same_pictures(
+    recipe: Recipe, plan: Plan, alone: Seen, start: int
+) -> None:
+    assert seen(recipe, plan, size=2, workers=1, start=start) == [row for row in alone if row[0] >= start]
+
+
+def test_each_epoch_sees_each_sample_once(plan: Plan, alone: Seen) -> None:
+    by_epoch: dict[int, list[int]] = {}
+    for _, _, ids, _ in alone:
+        for epoch, sample in ids:
+            by_epoch.setdefault(epoch, []).append(sample)
+    for epoch in (0, 1):
+        assert sorted(by_epoch[epoch]) == list(range(plan.samples))
+    assert len(set(by_epoch[2])) == len(by_epoch[2]) == plan.positions - 2 * plan.samples
+
+
+def test_epochs_differ_in_order_and_in_pixels(recipe: Recipe) -> None:
+    data = recipe.data
+    assert isinstance(data, ImageFolder)
+    pictures = loader.Pictures(data, data.index().train, seed=0)
+    first, second = pictures[0, 3], pictures[1, 3]
+    assert isinstance(first, loader.Item)
+    assert isinstance(second, loader.Item)
+    assert not np.array_equal(first.pixels, second.pixels)
+
+
+def test_bad_pictures_found_late_are_left_out_and_listed(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:
+    data = recipe.data
+    assert isinstance(data, ImageFolder)
+    good = data.index().train
+    bad = replace(data, root=str(tmp_path))  # nothing is there
+    batch = next(
+        loader.training_batches(
+            replace(recipe, data=bad, loader=Loader(workers=0)), plan, good, start=0, rank=0, size=1, pin=False
+        )
+    )
+    assert batch.ids == []
+    assert len(batch.bad) == plan.micro
+    assert "图" in batch.bad[0].name
