@@ -54,9 +54,7 @@ schedules = st.one_of(
 )
 datas = st.one_of(
     st.builds(Digits, crop=st.integers(1, 28)),
-    st.builds(
-        ImageFolder, root=words, scale=st.none() | st.tuples(shares, shares), mean=st.tuples(rates, rates, rates)
-    ),
+    st.builds(ImageFolder, root=words, scale=st.none() | betas, mean=st.tuples(rates, rates, rates)),
 )
 batches = st.builds(lambda micro, count: Batch(total=micro * count, micro=micro), st.integers(1, 9), st.integers(1, 24))
 recipes = st.builds(
