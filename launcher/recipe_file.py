@@ -137,7 +137,7 @@ def _execute(code: CodeType, path: Path) -> ModuleType:
         ) from None
     except FglaunchError as error:
         raise RecipeError(f"{path}:{_line(error, path)}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"{path}:{_line(error, path)}: {type(error).__name__}: {error}") from None
     return module
 

@@ -26,9 +26,10 @@ def call(args: argparse.Namespace) -> int:
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, world, args.port)
     store = open_store(args.store or prepare.default_store())
-    prepare.check_unused(run.name, store)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
+    prepare.check_unused(run.name, store)
+    if not args.dry_run:
         foreground.make_ready(run.name, world)
     for note in notes:
         say(note)
