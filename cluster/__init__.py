@@ -37,6 +37,9 @@ class Process(Protocol):
     def poll(self) -> int | None:
         """Return its exit status, negative for a signal, or None while it runs."""
 
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for it to end; returns what `poll` would."""
+
     def terminate(self) -> None:
         """Ask it to stop; no error if it has ended."""
 

@@ -48,6 +48,12 @@ class LocalProcess:
         """See `Process`."""
         return self._popen.poll()
 
+    def wait(self, timeout_s: float) -> int | None:
+        """See `Process`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout_s)
+        return self._popen.poll()
+
     def terminate(self) -> None:
         """See `Process`."""
         if self._popen.poll() is None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 
 from fgtrain.journal import Journal
-from fgtrain.manifest import Manifest
 from fgtrain.runstore import Result, RunFile, RunStore
 from fgtrain.state import State
 from fgtrain.tensorboard import ScalarWriter
 
 
-def publish(run: RunFile, runs: RunStore, state: State, manifest: Manifest, journal: Journal) -> None:
+def publish(run: RunFile, runs: RunStore, state: State, journal: Journal) -> None:
     """Write the run's results into the store; `result.json` comes last. Doing it again changes nothing."""
+    manifest = runs.manifest(runs.manifest_names()[-1])
     lines = runs.log_lines(manifest, "metrics")
     runs.store.put(runs.key("metrics.jsonl"), lines)
     runs.store.put(runs.key("weights.safetensors"), _weights(state, run))

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fgtrain.place import Place
+from fgtrain.snapshot.staged import Lines
 from fgtrain.step import StepReport
 from fgtrain.tensorboard import ScalarWriter
 
 _EVENT_PERIOD_S = 0.2  # displays need no more than five step events a second
-
-Lines = dict[str, list[tuple[int, str]]]
 
 
 class Journal:
@@ -62,16 +61,18 @@ class Journal:
             self.event("evaluation", **row)
         self._last_step = time.perf_counter()
 
-    def take_lines(self) -> Lines:
-        """Hand over the lines since the last commit; `give_back` them if the commit fails."""
-        lines, self._lines = self._lines, {}
-        return lines
+    def uncommitted(self) -> Lines:
+        """Return a copy of the lines that no commit is known to hold."""
+        return {log: list(lines) for log, lines in self._lines.items()}
 
-    def give_back(self, lines: Lines) -> None:
-        """Put lines back in front of those that came since."""
-        for log, newer in self._lines.items():
-            lines.setdefault(log, []).extend(newer)
-        self._lines = lines
+    def committed(self, step: int) -> None:
+        """Forget the lines up to `step`: the store has them."""
+        self._lines = {log: [x for x in lines if x[0] > step] for log, lines in self._lines.items()}
+
+    def recover(self, lines: Lines) -> None:
+        """Take over lines that an earlier attempt had not committed."""
+        for log, some in lines.items():
+            self._lines.setdefault(log, [])[:0] = some
 
     def _metric(self, step: int, row: dict[str, Any]) -> None:
         self._keep("metrics", step, row)

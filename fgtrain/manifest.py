@@ -19,13 +19,17 @@ FORMAT = 1
 
 
 class TensorSpan(msgspec.Struct, frozen=True):
-    """Where a tensor's bytes (C order, little-endian) lie in its group."""
+    """Where a tensor's bytes (little-endian) lie in its group.
+
+    `order` lists its dimensions from the slowest to the fastest in memory (channels-last: 0, 2, 3, 1); () is C order.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     group: str
     offset: int
     bytes_: int
+    order: tuple[int, ...] = ()
 
 
 class Group(msgspec.Struct, frozen=True):

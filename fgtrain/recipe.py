@@ -95,10 +95,21 @@ class Evaluate(Part):
 
 
 class Snapshots(Part):
-    """When to take a snapshot: every `steps` optimizer steps or `seconds`, whichever is set (one must be)."""
+    """When to take a snapshot, and where to keep it.
+
+    In the store: every `steps` optimizer steps, every `seconds`, or, with neither, at an interval worked out from what
+    snapshots cost and how often the run is interrupted (`auto`; false: only at the end). In host memory: every
+    `memory_steps` optimizer steps (None: as often as costs 2 % of the time; 0: never). Each rank's arena
+    holds `slots` shares; when it is full, snapshots are skipped. `fail_after` snapshots in a row that fail end the run
+    (None: none do).
+    """
 
     steps: int | None = None
-    seconds: float | None = 60.0
+    seconds: float | None = None
+    auto: bool = True
+    memory_steps: int | None = None
+    slots: int = 4
+    fail_after: int | None = None
 
 
 class Recipe(Part):

@@ -49,6 +49,10 @@ class State:
             groups["ema"] = {f"ema/{n}": t for n, t in self.ema.tensors.items()}
         return {g: t for g, t in groups.items() if t}
 
+    def buffers(self) -> set[str]:
+        """Return the names of the tensors that a forward pass may change."""
+        return {f"model/{n}" for n, _ in self.net.named_buffers()}
+
     def values(self) -> dict[str, Any]:
         """Return what is not a tensor."""
         slots = {

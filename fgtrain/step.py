@@ -6,7 +6,7 @@ have; each scales its sums so that the mean over ranks, which DDP computes, is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -27,14 +27,25 @@ from fgtrain.state import State
 from fgtrain.tensors import to_input
 
 
+class Wishes(NamedTuple):
+    """What a rank wants after this step.
+
+    To stop; to save a snapshot in the store; to keep one in host memory; neither, because it has no room (`full`).
+    """
+
+    stop: bool = False
+    save: bool = False
+    keep: bool = False
+    full: bool = False
+
+
 class StepReport(NamedTuple):
-    """What all ranks know after a step. `stop` and `save`: some rank asked for it. `ids` and `bad` are this rank's."""
+    """What all ranks know after a step. `wishes` are those that some rank had. `ids` and `bad` are this rank's."""
 
     loss: float
     rate: float
     samples: int
-    stop: bool
-    save: bool
+    wishes: Wishes
     ids: list[tuple[int, list[tuple[int, int]]]]
     bad: list[BadImage]
 
@@ -56,8 +67,14 @@ class Stepper:
             )
         train_mode(state.net)
 
-    def step(self, batches: Iterator[MicroBatch], *, stop: bool, save: bool) -> StepReport:
-        """Take one step. `stop` and `save` are this rank's wishes; the report says what all ranks do."""
+    def step(self, batches: Iterator[MicroBatch], wishes: Wishes, before_update: Callable[[], None]) -> StepReport:
+        """Take one step.
+
+        Args:
+            batches: this rank's micro-batches.
+            wishes: this rank's; the report has those of all ranks.
+            before_update: called when the state is about to change.
+        """
         state, plan = self._state, self._plan
         state.optimizer.zero_grad(set_to_none=True)
         self._norms.begin_step()
@@ -69,13 +86,14 @@ class Stepper:
             ids.append((micro_batch, batch.ids))
             bad += batch.bad
             seen += len(batch.ids)
-        flags = torch.tensor([seen, stop, save], dtype=torch.float32, device=self._place.device)
+        flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
         mail = agree(torch.cat([loss_sum[None], flags, self._norms.flat_sum().to(self._place.device)]))
-        loss, samples, stop_votes, save_votes = mail[:4].tolist()
+        loss, samples, *votes = mail[: 2 + len(wishes)].tolist()
         filled = sum(len(plan.batch(state.step, g)) > 0 for g in range(plan.micro_batches))
-        self._norms.end_step(mail[4:], filled)
+        before_update()
+        self._norms.end_step(mail[2 + len(wishes) :], filled)
         lr = self._update()
-        return StepReport(loss / max(samples, 1), lr, int(samples), stop_votes > 0, save_votes > 0, ids, bad)
+        return StepReport(loss / max(samples, 1), lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Add one micro-batch's gradients and return the sum of its losses.

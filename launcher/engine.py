@@ -33,6 +33,11 @@ def agent_argv(
     )
 
 
+def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
+    """Return the command line that frees the host memory that a run's snapshots hold on a node."""
+    return (python, "-m", "fgtrain.snapshot.memory", run, folder)
+
+
 def agent_env(*, threads: int, devices: str | None) -> dict[str, str]:
     """Return what is added to an agent's environment.
 

@@ -23,6 +23,7 @@ from launcher.status import HEARTBEAT_S, Status, process_token
 
 _POLL_S = 0.1
 _STORE_POLL_S = 1.0
+_FORGET_TIMEOUT_S = 10.0
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
 """How long workers have to take a last snapshot when the user stops a run."""
 
@@ -72,6 +73,7 @@ class Supervisor:
             self._pass_on_events()
         finally:
             self._kill_all()
+            self._free_memory()
             for sig, handler in restore:
                 signal.signal(sig, handler)
         self._heartbeat(outcome.state, outcome.message)
@@ -109,6 +111,12 @@ class Supervisor:
     def _kill_all(self) -> None:
         for process in self._processes():
             process.kill()
+
+    def _free_memory(self) -> None:
+        """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
+        for node in self._nodes:
+            argv = engine.forget_argv(sys.executable, run=self._run.name, folder=node.folder)
+            self._cluster.start(node, Command(argv, {}, self._run.cwd, "agent.log")).wait(_FORGET_TIMEOUT_S)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

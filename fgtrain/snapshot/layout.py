@@ -1,25 +1,34 @@
-"""Layout: where each tensor of the state lies in its group, and how to cut chunks out of live tensors."""
+"""Layout: where each tensor of the state lies in its group, and who stores which part of it.
+
+Tensors are laid out as they lie in memory (`TensorSpan.order` tells how), so that staging is a plain copy of bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from fgtrain.manifest import TensorSpan, chunk_count
 
-CHUNK_BYTES = 8 << 20
 _ALIGN = 64  # so that any dtype can be viewed in place
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 256 << 10, 32 << 20
+_CHUNKS = 64  # about so many to a state: few enough requests, fine enough to share evenly
 
 Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 """group -> name -> tensor."""
 
 
+def chunk_bytes_for(state_bytes: int) -> int:
+    """Return the chunk size for a state: a power of two that depends on nothing but the state's size."""
+    wanted = 1 << max(0, (state_bytes // _CHUNKS - 1).bit_length()) if state_bytes > _CHUNKS else 1
+    return min(max(wanted, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+
+
 class Layout:
     """Spans of all tensors, by name, in the order of their offsets within each group."""
 
-    def __init__(self, tensors: Tensors, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self.chunk_bytes = chunk_bytes
+    def __init__(self, tensors: Tensors, chunk_bytes: int | None = None) -> None:
         self.spans: dict[str, TensorSpan] = {}
         self.group_bytes: dict[str, int] = {}
         for group in sorted(tensors):
@@ -27,10 +36,10 @@ class Layout:
             for name in sorted(tensors[group]):
                 t = tensors[group][name]
                 offset = -(-offset // _ALIGN) * _ALIGN
-                dtype = str(t.dtype).removeprefix("torch.")
-                self.spans[name] = TensorSpan(dtype, tuple(t.shape), group, offset, t.nbytes)
+                self.spans[name] = _span(t, group, offset)
                 offset += t.nbytes
             self.group_bytes[group] = offset
+        self.chunk_bytes = chunk_bytes or chunk_bytes_for(sum(self.group_bytes.values()))
 
     def chunks(self) -> list[tuple[str, int, int]]:
         """Return (group, number, bytes) of every chunk, in a fixed order."""
@@ -39,6 +48,32 @@ class Layout:
             for group, bytes_ in self.group_bytes.items()
             for i in range(chunk_count(bytes_, self.chunk_bytes))
         ]
+
+    def share(self, rank: int, size: int) -> dict[str, tuple[int, int]]:
+        """Return the bytes [start, stop) of each group that a rank stores: whole chunks, even over ranks.
+
+        Each group is shared on its own, so that what changes is even whether or not what is frozen is stored too.
+        """
+        found = {}
+        for group, bytes_ in self.group_bytes.items():
+            sizes = [c[2] for c in self.chunks() if c[0] == group]
+            mine = split(sizes, rank, size)
+            if mine:
+                found[group] = (mine.start * self.chunk_bytes, min(mine.stop * self.chunk_bytes, bytes_))
+        return found
+
+
+def _span(t: torch.Tensor, group: str, offset: int) -> TensorSpan:
+    dtype = str(t.dtype).removeprefix("torch.")
+    return TensorSpan(dtype, tuple(t.shape), group, offset, t.nbytes, memory_order(t))
+
+
+def memory_order(t: torch.Tensor) -> tuple[int, ...]:
+    """Return a dense tensor's dimensions from the slowest to the fastest in memory; () for C order (or a copy)."""
+    if t.is_contiguous():
+        return ()
+    order = tuple(sorted(range(t.dim()), key=lambda d: (-t.stride()[d], d)))
+    return order if t.permute(order).is_contiguous() else ()
 
 
 def split(sizes: list[int], rank: int, size: int) -> range:
@@ -51,34 +86,17 @@ def split(sizes: list[int], rank: int, size: int) -> range:
     return range(mine[0], mine[-1] + 1) if mine else range(0)
 
 
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """View (or copy, if it is not contiguous or not on the CPU) a tensor as flat uint8."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def read_group(
-    spans: Mapping[str, TensorSpan], tensors: Mapping[str, torch.Tensor], start: int, stop: int
-) -> bytearray:
-    """Copy the bytes [start, stop) of a group out of its live tensors; gaps are zero."""
-    out = bytearray(stop - start)
-    view = torch.frombuffer(out, dtype=torch.uint8) if out else None
-    for span, tensor in _overlapping(spans, tensors, start, stop):
-        lo, hi = max(start, span.offset), min(stop, span.offset + span.bytes_)
-        assert view is not None
-        view[lo - start : hi - start] = as_bytes(tensor)[lo - span.offset : hi - span.offset]
-    return out
-
-
-def _overlapping(
-    spans: Mapping[str, TensorSpan], tensors: Mapping[str, torch.Tensor], start: int, stop: int
-) -> Iterator[tuple[TensorSpan, torch.Tensor]]:
-    for name, tensor in tensors.items():
-        span = spans[name]
-        if span.offset < stop and span.offset + span.bytes_ > start:
-            yield span, tensor
+def flat_bytes(t: torch.Tensor, order: tuple[int, ...] | None = None) -> torch.Tensor:
+    """View a tensor as flat uint8 in memory order; one that is not dense is copied."""
+    order = memory_order(t) if order is None else order
+    t = t.detach()
+    return (t.permute(order) if order else t.contiguous()).reshape(-1).view(torch.uint8)
 
 
 def tensor_at(buffer: torch.Tensor, span: TensorSpan) -> torch.Tensor:
     """View a span of a group's bytes (uint8, flat) as the tensor it holds."""
-    flat = buffer[span.offset : span.offset + span.bytes_]
-    return flat.view(getattr(torch, span.dtype)).reshape(span.shape)
+    flat = buffer[span.offset : span.offset + span.bytes_].view(getattr(torch, span.dtype))
+    if not span.order:
+        return flat.reshape(span.shape)
+    stored = flat.reshape([span.shape[d] for d in span.order])
+    return stored.permute([span.order.index(d) for d in range(len(span.order))])

@@ -1,37 +1,190 @@
-"""Finding and reading the newest snapshot that verifies; each byte is read once from the store, by one rank."""
+"""Recovery: the newest state that verifies, from the nearest tier.
+
+Host memory first: what the ranks of the last attempts staged and this job's nodes still hold. Then the store: every
+byte is read once, by one rank, and handed to the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from fgtrain.errors import Corrupt, FglaunchError, StoreUnavailable
+from fgtrain.errors import Corrupt, FglaunchError, KeyMissing, StoreUnavailable
 from fgtrain.manifest import Manifest, chunk_sizes
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.runstore import RunStore
+from fgtrain.snapshot import staged
 from fgtrain.snapshot.layout import split, tensor_at
+from fgtrain.snapshot.staged import Header, Lines
+
+_STREAMS = 8  # requests at a time
 
 
-def newest(
-    runs: RunStore, place: Place, note: Callable[[str], None]
-) -> tuple[Manifest, dict[str, torch.Tensor]] | None:
-    """Return the newest snapshot whose every byte verifies, with its tensors; None if the run has none.
+class Restored(NamedTuple):
+    """A state to go on from, and where it came from.
 
-    Called by all ranks together. `note` is told (on rank 0) of each snapshot that had to be passed over.
+    `base` is the manifest that the history goes on from; `verified` tells that all its bytes were read. `lines` are log
+    lines newer than it (on rank 0).
+    """
+
+    step: int
+    tier: str
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+    base: Manifest | None
+    verified: bool
+    lines: Lines
+
+
+def newest(runs: RunStore, place: Place, memory: Path, note: Callable[[str], None]) -> Restored | None:
+    """Return the newest state that verifies, None if the run has none. Called by all ranks together.
+
+    Args:
+        runs: the run's corner of the store.
+        place: this process's place.
+        memory: the folder in which this node's ranks stage.
+        note: told (on rank 0) of everything that had to be passed over.
 
     Raises:
         Corrupt: there are snapshots, but none that verifies; training anew would hide the loss.
     """
     names = from_leader(runs.manifest_names() if place.leads else [], place)
+    committed = int(names[-1].split("-")[0]) if names else -1
+    found = _from_memory(runs, place, memory, committed, note)
+    return found or _from_store(runs, place, names, note)
+
+
+# -- host memory --------------------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """A staged share that some rank's node holds."""
+
+    attempt: int
+    step: int
+    rank: int
+    world: int
+    base: str | None
+    folder: str
+    slot: str
+
+
+def _from_memory(
+    runs: RunStore, place: Place, memory: Path, committed: int, note: Callable[[str], None]
+) -> Restored | None:
+    mine = _parts(memory, runs.run)
+    everyone: list[list[_Part]] = [mine]
+    if place.size > 1:
+        everyone = [[] for _ in range(place.size)]
+        dist.all_gather_object(everyone, mine)
+    for parts in _candidates(everyone, committed):
+        try:
+            return _assemble(runs, place, mine, everyone, parts)
+        except (Corrupt, KeyMissing) as error:
+            if place.leads:
+                note(f"the state of step {parts[0].step} in memory is passed over: {error}")
+    return None
+
+
+def _parts(memory: Path, run: str) -> list[_Part]:
+    """List what this node holds of a run."""
+    found = []
+    for folder in sorted(memory.glob("*")) if memory.is_dir() else []:
+        for slot, h in staged.headers(folder):
+            if h.run == run:
+                found.append(_Part(h.attempt, h.step, h.rank, h.world, h.base, str(folder), slot))
+    return found
+
+
+def _candidates(everyone: list[list[_Part]], committed: int) -> list[list[_Part]]:
+    """Return the states of which some node holds every share, at or past the newest commit, newest first."""
+    by_state: dict[tuple[int, int, int], dict[int, _Part]] = {}
+    for part in sorted({p for parts in everyone for p in parts}):
+        by_state.setdefault((part.step, part.attempt, part.world), {}).setdefault(part.rank, part)
+    whole = [s for s, parts in by_state.items() if len(parts) == s[2] and s[0] >= committed]
+    return [[by_state[s][rank] for rank in range(s[2])] for s in sorted(whole, reverse=True)]
+
+
+def _assemble(
+    runs: RunStore, place: Place, mine: list[_Part], everyone: list[list[_Part]], parts: list[_Part]
+) -> Restored:
+    """Put a state together from its shares; each is read by one rank that has it."""
+    base = from_leader(_base(runs, parts[0].base) if place.leads else None, place)
+    if isinstance(base, FglaunchError):
+        raise base
+    sources = [next(r for r, own in enumerate(everyone) if part in own) for part in parts]
+    held, problem = _read_held(place, parts, sources)
+    _agree_on(problem)
+    heads: list[Header] = [_broadcast(held[i][0] if i in held else None, s, place) for i, s in enumerate(sources)]
+    buffers = {g: torch.zeros(b, dtype=torch.uint8) for g, b in heads[0].group_bytes.items()}
+    for i, (head, source) in enumerate(zip(heads, sources, strict=True)):
+        for s in head.stretches:
+            view = buffers[s.group][s.start : s.stop]
+            if i in held:
+                data = held[i][1][s.file][s.offset : s.offset + s.stop - s.start]
+                view.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            if place.size > 1:
+                dist.broadcast(view, src=source)
+    lines: Lines = {}
+    for head in heads if place.leads else []:
+        for log, some in head.lines.items():
+            fresh = [(step, line) for step, line in some if base is None or step > base.step]
+            lines.setdefault(log, []).extend(fresh)
+    tensors = {name: tensor_at(buffers[span.group], span) for name, span in heads[0].spans.items()}
+    return Restored(heads[0].step, "memory", tensors, heads[0].values, base, False, lines)
+
+
+def _base(runs: RunStore, name: str | None) -> Manifest | FglaunchError | None:
+    try:
+        return runs.manifest(name) if name else None
+    except (Corrupt, KeyMissing) as error:
+        return error
+
+
+def _read_held(
+    place: Place, parts: list[_Part], sources: list[int]
+) -> tuple[dict[int, tuple[Header, dict[str, bytes]]], FglaunchError | None]:
+    """Read and verify the shares that fall to this rank."""
+    held = {}
+    try:
+        for i, part in enumerate(parts):
+            if sources[i] == place.rank:
+                folder = Path(part.folder)
+                header = staged.read_header(folder, part.slot)
+                if header is None or header.step != part.step:
+                    raise Corrupt(f"{folder / part.slot} changed while it was read")
+                files = {s.file for s in header.stretches}
+                held[i] = (header, {f: staged.verified_bytes(folder, header, f) for f in files})
+    except FglaunchError as error:
+        return held, error
+    return held, None
+
+
+def _broadcast(value: Any, source: int, place: Place) -> Any:
+    if place.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+# -- the store ----------------------------------------------------------------------------------------------------
+
+
+def _from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
     for name in reversed(names):
         try:
             manifest = from_leader(_manifest(runs, name) if place.leads else None, place)
-            if isinstance(manifest, Corrupt):
+            if isinstance(manifest, FglaunchError):
                 raise manifest
             assert manifest is not None
-            return manifest, _tensors(runs, manifest, place)
+            tensors = _tensors(runs, manifest, place)
+            return Restored(manifest.step, "store", tensors, manifest.values, manifest, True, {})
         except Corrupt as error:
             if place.leads:
                 note(f"snapshot {name} is passed over: {error}")
@@ -55,17 +208,39 @@ def _tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torc
         for number, bytes_ in enumerate(chunk_sizes(group))
     ]
     sizes = [c[2] for c in chunks]
+
+    def fetch(i: int) -> None:
+        name, start, bytes_, digest = chunks[i]
+        data = runs.get_chunk(digest)
+        if len(data) != bytes_:
+            raise Corrupt(f"chunk {digest[:12]} has {len(data)} bytes, not {bytes_}")
+        buffers[name][start : start + bytes_] = torch.frombuffer(data, dtype=torch.uint8)
+
     problem: FglaunchError | None = None
-    try:
-        for i in split(sizes, place.rank, place.size):
-            name, start, bytes_, digest = chunks[i]
-            data = runs.get_chunk(digest)
-            buffers[name][start : start + bytes_] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    except FglaunchError as error:
-        problem = error
+    with ThreadPoolExecutor(_STREAMS) as pool:
+        try:
+            for _ in pool.map(fetch, split(sizes, place.rank, place.size)):
+                pass
+        except FglaunchError as error:
+            problem = error
     _agree_on(problem)
-    _exchange(buffers, chunks, sizes, place)
+    if place.size > 1:
+        for source in range(place.size):
+            for name, start, stop in _stretches(chunks, split(sizes, source, place.size)):
+                dist.broadcast(buffers[name][start:stop], src=source)
     return {name: tensor_at(buffers[span.group], span) for name, span in manifest.tensors.items()}
+
+
+def _stretches(chunks: list[tuple[str, int, int, str]], which: range) -> list[tuple[str, int, int]]:
+    """Join consecutive chunks of a group into (group, start, stop)."""
+    joined: list[tuple[str, int, int]] = []
+    for i in which:
+        name, start, bytes_, _ = chunks[i]
+        if joined and joined[-1][0] == name and joined[-1][2] == start:
+            joined[-1] = (name, joined[-1][1], start + bytes_)
+        else:
+            joined.append((name, start, start + bytes_))
+    return joined
 
 
 def _agree_on(problem: FglaunchError | None) -> None:
@@ -77,18 +252,6 @@ def _agree_on(problem: FglaunchError | None) -> None:
     kind = 0 if problem is None else 1 if isinstance(problem, Corrupt) else 2
     worst = int(agree(torch.tensor([kind]), dist.ReduceOp.MAX).item())
     if worst == 2:
-        raise problem if kind == 2 and problem else StoreUnavailable("another rank could not read its chunks")
+        raise problem if kind == 2 and problem else StoreUnavailable("another rank could not read its share")
     if worst == 1:
-        raise problem or Corrupt("another rank found a bad chunk")
-
-
-def _exchange(
-    buffers: dict[str, torch.Tensor], chunks: list[tuple[str, int, int, str]], sizes: list[int], place: Place
-) -> None:
-    """Give every rank the chunks that the others read."""
-    if place.size == 1:
-        return
-    for source in range(place.size):
-        for i in split(sizes, source, place.size):
-            name, start, bytes_, _ = chunks[i]
-            dist.broadcast(buffers[name][start : start + bytes_], src=source)
+        raise problem or Corrupt("another rank found a bad share")

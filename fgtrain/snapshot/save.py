@@ -1,147 +1,311 @@
-"""Taking a snapshot: every rank stores its share of the chunks, rank 0 commits the manifest."""
+"""Taking snapshots without stopping: stage this rank's share, upload it from another process, hear of commits later."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
+import msgspec
+import torch
 
-from fgtrain import manifest as manifests
-from fgtrain.errors import FglaunchError, StoreError, StoreUnavailable
-from fgtrain.manifest import Group, Manifest, Segment, chunk_key
+from fgtrain.errors import StoreUnavailable
+from fgtrain.manifest import Manifest
 from fgtrain.place import Place, from_leader
-from fgtrain.runstore import Attempt, RunStore
-from fgtrain.snapshot.layout import Layout, Tensors, read_group, split
+from fgtrain.runstore import RunStore
+from fgtrain.snapshot import staged
+from fgtrain.snapshot.layout import Layout, Tensors
+from fgtrain.snapshot.memory import forget_older
+from fgtrain.snapshot.protocol import Committed, Failed, Persist, Quit, Report, Stored, encode
+from fgtrain.snapshot.staged import Header, Lines, MemoryFile, Stretch
+from fgtrain.snapshot.staging import Piece, make_stager, page_lock, pieces
+from fgtrain.snapshot.uploader import Start
 
-WEIGHT_GROUPS = ("frozen", "model", "ema")
+FINAL_TIMEOUT_S = 3600.0
+_REHASH_EVERY = 20  # snapshots between two looks at what is believed not to have changed
+_KEPT = 2  # newest complete slots: the last one may be incomplete on another rank
 
 
-class Fenced(FglaunchError):
-    """A newer attempt of this run has begun; this one may no longer commit."""
+class Outcome(NamedTuple):
+    """What became of snapshots since last asked: commits, failures (this rank's view)."""
 
-
-class Part(NamedTuple):
-    """What one rank stored: chunk digests by (group, number), new and shared bytes, and its log lines by log."""
-
-    chunks: dict[tuple[str, int], str]
-    bytes_new: int
-    bytes_shared: int
-    lines: dict[str, list[tuple[int, str]]]
+    committed: list[Committed]
+    failed: list[Failed]
 
 
 class Saver:
-    """Writes the snapshots of one attempt."""
+    """Takes the snapshots of one attempt; all ranks call together."""
 
-    def __init__(self, runs: RunStore, place: Place, attempt: Attempt, determinism: str, last: Manifest | None) -> None:
-        self._runs = runs
-        self._place = place
-        self._attempt = attempt
+    def __init__(
+        self,
+        runs: RunStore,
+        place: Place,
+        attempt: int,
+        folder: Path,
+        *,
+        slots: int,
+        determinism: str,
+        last: Manifest | None,
+        verified: bool,
+        inherited: frozenset[str] = frozenset(),
+    ) -> None:
+        """Stage in `folder`, which belongs to this rank and attempt. See `uploader.Start` for the rest."""
+        self._runs, self._place, self._attempt, self._folder = runs, place, attempt, folder
         self._determinism = determinism
-        self._last = last
-        self._known = set(last.chunks()) if last else set[str]()
+        self._base = last.name if last else None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._names = [f"slot{i}" for i in range(slots)]
+        self._files: dict[str, MemoryFile] = {}
+        self._stager = make_stager(place.device)
+        self._complete: list[str] = []  # slots that hold a whole share, oldest first
+        self._uploading: set[str] = set()
+        self._persisted = self._begun = 0
+        self._layout: Layout | None = None
+        self._views: dict[str, torch.Tensor] = {}
+        self._start = Start(
+            store=runs.store.url,
+            run=runs.run,
+            folder=str(folder),
+            attempt=attempt,
+            rank=place.rank,
+            parent=os.getpid(),
+            last=self._base,
+            verified=verified,
+            inherited=tuple(sorted(inherited)),
+        )
+        self._uploader = _UploaderProcess(self._start)
 
-    def save(
-        self, step: int, tensors: Tensors, values: dict[str, Any], lines: dict[str, list[tuple[int, str]]]
-    ) -> Manifest:
-        """Store and commit the state after `step` steps; called by all ranks together.
+    @property
+    def copy_s(self) -> float:
+        """How long the last copy into host memory took, in seconds; 0 before the first."""
+        return self._stager.copy_s
+
+    # -- staging --------------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no slot for another snapshot now."""
+        return self._free_slot() is None
+
+    def _free_slot(self) -> str | None:
+        kept = set(self._complete[-_KEPT:]) if len(self._names) > _KEPT + 1 else set(self._complete[-1:])
+        busy = kept | self._uploading
+        return next((n for n in self._names if n not in busy), None)
+
+    def begin(
+        self, step: int, tensors: Tensors, buffers: set[str], values: dict[str, Any], lines: Lines, *, persist: bool
+    ) -> None:
+        """Begin a snapshot of the state after `step` steps; there must be room (not `full`).
 
         Args:
             step: optimizer steps done.
-            tensors: the live state by group; not changed until this returns.
+            tensors: the live state by group.
+            buffers: names of tensors that the forward pass changes.
             values: what is not a tensor.
-            lines: this rank's new log lines since the last commit, as (step, JSON line), by log.
+            lines: this rank's log lines that no commit has yet.
+            persist: whether to upload it, or only keep it in this host's memory.
+        """
+        self._stager.finish()
+        self._begun += 1
+        if self._begun == 3 and self._place.local_rank == 0:  # by now every rank has staged a whole share
+            forget_older(self._folder.parent, self._attempt)
+        slot = self._free_slot()
+        assert slot is not None
+        rehash = persist and self._persisted % _REHASH_EVERY == 0
+        stretches, now, later = self._plan(slot, tensors, buffers, frozen=rehash or "frozen" not in self._files)
+        if slot in self._complete:
+            self._complete.remove(slot)
+        staged.remove_header(self._folder, slot)
+        assert self._layout is not None
+        header = Header(
+            run=self._runs.run,
+            attempt=self._attempt,
+            step=step,
+            rank=self._place.rank,
+            world=self._place.size,
+            base=self._base,
+            determinism=self._determinism,
+            chunk_bytes=self._layout.chunk_bytes,
+            group_bytes=self._layout.group_bytes,
+            spans=self._layout.spans if self._place.leads else {},
+            values=values if self._place.leads else {},
+            stretches=stretches,
+            lines=lines,
+            crc32={},
+        )
+        if persist:
+            self._uploading.add(slot)
+            self._persisted += 1
+
+        def done() -> None:
+            crc32 = {f: self._files[f.removesuffix(".bytes")].crc32() for f in {s.file for s in stretches}}
+            staged.write_header(self._folder, slot, msgspec.structs.replace(header, crc32=crc32))
+            self._complete.append(slot)
+            if persist:
+                self._uploader.order(Persist(slot, step, rehash))
+
+        self._stager.begin(now, later, done)
+
+    def drain(self) -> None:
+        """Return once the optimizer may change the state; the time this takes is the snapshot's stall."""
+        self._stager.drain()
+
+    def _plan(
+        self, slot: str, tensors: Tensors, buffers: set[str], *, frozen: bool
+    ) -> tuple[tuple[Stretch, ...], list[Piece], list[Piece]]:
+        """Return where this rank's share goes, what to copy at once, and what in the background."""
+        if self._layout is None or len(self._layout.spans) != sum(map(len, tensors.values())):
+            self._layout = Layout(tensors)
+        layout = self._layout
+        stretches, now, later, offset = [], [], [], 0
+        shares = layout.share(self._place.rank, self._place.size)
+        moving = sum(stop - start for group, (start, stop) in shares.items() if group != "frozen")
+        for group, (start, stop) in shares.items():
+            still = group == "frozen"
+            file, at = ("frozen", 0) if still else (slot, offset)
+            view = self._view(file, stop - start if still else moving)[at : at + stop - start]
+            stretches.append(Stretch(group, start, stop, f"{file}.bytes", at))
+            offset += 0 if still else stop - start
+            if still and not frozen:
+                continue
+            early = {n for n in tensors[group] if n in buffers}
+            now += pieces(layout, tensors, group, start, stop, view, early)
+            later += pieces(layout, tensors, group, start, stop, view, set(tensors[group]) - early)
+        return tuple(stretches), now, later
+
+    def _view(self, file: str, bytes_: int) -> torch.Tensor:
+        """Return a memory file as flat uint8, made at first use or when the state has grown."""
+        if file not in self._files or self._files[file].bytes_ < bytes_:
+            self._files[file] = MemoryFile(self._folder / f"{file}.bytes", bytes_)
+            self._views[file] = torch.frombuffer(self._files[file].map, dtype=torch.uint8)
+            if self._place.device.type == "cuda":
+                page_lock(self._views[file])
+        return self._views[file]
+
+    # -- what becomes of them -------------------------------------------------------------------------------------
+
+    def poll(self) -> Outcome:
+        """Return the commits and failures heard of since last asked; never waits."""
+        outcome = Outcome([], [])
+        while (report := self._uploader.report(0)) is not None:
+            self._take(report, outcome)
+        if not self._uploader.alive:
+            self._replace_uploader(outcome)
+        return outcome
+
+    def _replace_uploader(self, outcome: Outcome) -> None:
+        """Start another uploader for one that died; what it had in hand has failed."""
+        for slot in sorted(self._uploading):
+            outcome.failed.append(Failed(0, slot, "the uploader process died", False))
+        self._uploading.clear()
+        self._uploader.close()
+        self._start = msgspec.structs.replace(self._start, last=self._base, verified=False)
+        self._uploader = _UploaderProcess(self._start)
+
+    def make_room(self) -> None:
+        """Wait until there is a slot for another snapshot."""
+        self._stager.finish()
+        outcome = Outcome([], [])
+        while self.full:
+            report = self._uploader.report(1.0)
+            if report is not None:
+                self._take(report, outcome)
+            elif not self._uploader.alive:
+                self._replace_uploader(outcome)
+
+    def _take(self, report: Report, outcome: Outcome) -> None:
+        match report:
+            case Stored(slot=slot):
+                self._uploading.discard(slot)
+            case Failed(slot=slot):
+                self._uploading.discard(slot)
+                outcome.failed.append(report)
+            case Committed(name=name):
+                self._base = name
+                outcome.committed.append(report)
+
+    def settle(self, step: int) -> tuple[Committed, Outcome]:
+        """Wait until the snapshot of `step` is committed, on every rank.
+
+        Returns:
+            The commit, and what else was heard of.
 
         Raises:
-            Fenced: another attempt took over.
-            StoreError: the store failed; nothing is committed and the lines stay the caller's.
+            StoreUnavailable: it failed.
         """
-        layout = Layout(tensors)
-        part: Part | None = None
-        answer: Manifest | FglaunchError | None = None
-        try:
-            part = self._store_share(layout, tensors, lines)
-        except StoreError as error:
-            answer = error
-        parts = self._gather(part)
-        if self._place.leads:
-            try:
-                answer = self._commit(step, layout, parts, values)
-            except FglaunchError as error:
-                answer = answer or error
-        answer = from_leader(answer, self._place)
-        if not isinstance(answer, Manifest):
-            assert answer is not None
-            raise answer
-        manifest = answer
-        self._last, self._known = manifest, set(manifest.chunks())
-        return manifest
+        self._stager.finish()
+        outcome = Outcome([], [])
+        deadline = time.monotonic() + FINAL_TIMEOUT_S
+        mine: Committed | Failed | Stored | None = None
+        while mine is None and time.monotonic() < deadline:
+            report = self._uploader.report(1.0)
+            if report is not None:
+                self._take(report, outcome)
+                decisive = (Committed, Failed) if self._place.leads else (Stored, Failed)
+                mine = report if report.step == step and isinstance(report, decisive) else None
+            elif not self._uploader.alive:
+                break
+        answer = from_leader(mine, self._place)
+        if not isinstance(answer, Committed):
+            reason = answer.reason if isinstance(answer, Failed) else "the uploader gave no answer"
+            raise StoreUnavailable(f"snapshot of step {step}: {reason}")
+        self._base = answer.name
+        return answer, outcome
 
-    def _store_share(self, layout: Layout, tensors: Tensors, lines: dict[str, list[tuple[int, str]]]) -> Part:
-        chunks = layout.chunks()
-        digests: dict[tuple[str, int], str] = {}
-        new = shared = 0
-        for i in split([c[2] for c in chunks], self._place.rank, self._place.size):
-            group, number, bytes_ = chunks[i]
-            start = number * layout.chunk_bytes
-            data = read_group(layout.spans, tensors[group], start, start + bytes_)
-            digest = hashlib.sha256(data).hexdigest()
-            digests[group, number] = digest
-            if digest in self._known:
-                shared += bytes_
-            else:
-                self._runs.store.put(chunk_key(digest), memoryview(data))
-                new += bytes_
-        return Part(digests, new, shared, lines)
+    def close(self) -> None:
+        """Let the uploader go."""
+        self._stager.finish()
+        self._uploader.close()
 
-    def _gather(self, part: Part | None) -> list[Part | None]:
-        if self._place.size == 1:
-            return [part]
-        parts: list[Part | None] = [None] * self._place.size
-        dist.gather_object(part, parts if self._place.leads else None, dst=0)
-        return parts
 
-    def _commit(self, step: int, layout: Layout, gathered: list[Part | None], values: dict[str, Any]) -> Manifest:
-        parts = [p for p in gathered if p is not None]
-        if len(parts) != self._place.size:
-            raise StoreUnavailable(f"snapshot of step {step}: a rank could not store its share")
-        groups = {}
-        for name, bytes_ in layout.group_bytes.items():
-            count = manifests.chunk_count(bytes_, layout.chunk_bytes)
-            own = [{n: d for (g, n), d in p.chunks.items() if g == name} for p in parts]
-            groups[name] = Group(bytes_, layout.chunk_bytes, manifests.cover(count, own))
-        weights = manifests.weights_digest(groups, layout.spans, WEIGHT_GROUPS)
-        manifest = Manifest(
-            format=manifests.FORMAT,
-            run=self._runs.run,
-            step=step,
-            attempt=self._attempt.attempt,
-            parent=self._last.name if self._last else None,
-            created=time.time(),
-            world=self._place.size,
-            determinism=self._determinism,
-            weights=weights,
-            bytes_new=sum(p.bytes_new for p in parts),
-            bytes_shared=sum(p.bytes_shared for p in parts),
-            groups=groups,
-            tensors=layout.spans,
-            values=values,
-            logs=self._logs(step, [p.lines for p in parts]),
+class _UploaderProcess:
+    """The uploader of this rank, and the pipes to it."""
+
+    def __init__(self, start: Start) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fgtrain.snapshot.uploader", msgspec.json.encode(start).decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-        if max(self._runs.attempts()) > self._attempt.attempt:
-            raise Fenced(f"attempt {self._attempt.attempt} of {self._runs.run} was replaced by a newer one")
-        self._runs.commit(manifest)
-        return manifest
+        self._reports: SimpleQueue[Report] = SimpleQueue()
+        threading.Thread(target=self._listen, name="uploader reports", daemon=True).start()
 
-    def _logs(self, step: int, parts: list[dict[str, list[tuple[int, str]]]]) -> dict[str, tuple[Segment, ...]]:
-        """Store the new lines of all ranks and return the logs of the whole lineage."""
-        logs = dict(self._last.logs) if self._last else {}
-        start = self._last.step if self._last else 0
-        for log in sorted({name for p in parts for name in p}):
-            lines = sorted(line for p in parts for line in p.get(log, ()))
-            data = "".join(text + "\n" for _, text in lines).encode()
-            if data:
-                segment = Segment(start, step, self._runs.put_chunk(data), len(data))
-                logs[log] = (*logs.get(log, ()), segment)
-        return logs
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._reports.put(msgspec.json.decode(line, type=Report))
+
+    def order(self, what: Persist) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(encode(what))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._reports.put(Failed(what.step, what.slot, "the uploader process died", False))
+
+    def report(self, timeout_s: float) -> Report | None:
+        try:
+            return self._reports.get(timeout=timeout_s) if timeout_s else self._reports.get_nowait()
+        except Empty:
+            return None
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(encode(Quit()))
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,186 @@
+"""Deciding on snapshots during a run: when, into which tier, and what to make of commits and failures."""
+
+from __future__ import annotations
+
+import time
+
+from fgtrain.errors import StoreError, StoreUnavailable
+from fgtrain.journal import Journal
+from fgtrain.place import Place
+from fgtrain.recipe import Snapshots
+from fgtrain.runstore import Attempt, RunStore
+from fgtrain.snapshot import interval
+from fgtrain.snapshot.save import Outcome, Saver
+from fgtrain.snapshot.upload import Fenced
+from fgtrain.state import State
+from fgtrain.step import Wishes
+
+_FIRST_S = 10.0  # before anything is measured
+_SMOOTH = 0.3  # weight of the newest measurement
+
+
+class Clock:
+    """Says when a snapshot is due in the store; the time, and so the word, is rank 0's."""
+
+    def __init__(self, when: Snapshots, mtbf_s: float) -> None:
+        self._when = when
+        self._mtbf_s = mtbf_s
+        self._since = time.monotonic()
+        self.costs = interval.Costs(stall=0.0, latency=0.0, drag=0.05, slots=1)
+        self.period_s: float | None = when.seconds
+        if when.seconds is None and when.steps is None and when.auto:
+            self.period_s = _FIRST_S
+
+    def due(self, step: int) -> bool:
+        """Tell whether to save the state after `step` steps."""
+        if self._when.steps is not None and step % self._when.steps == 0:
+            return True
+        return self.period_s is not None and time.monotonic() - self._since >= self.period_s
+
+    def begun(self) -> None:
+        """Start counting anew."""
+        self._since = time.monotonic()
+
+    def measured(self, stall_s: float, latency_s: float) -> str | None:
+        """Take in what a snapshot cost; returns the new interval with its reasons if that changes it."""
+        if self._when.seconds is not None or self._when.steps is not None or not self._when.auto:
+            return None
+        old = self.costs
+        first = old.latency == 0.0
+        mix = 1.0 if first else _SMOOTH
+        self.costs = old._replace(
+            stall=old.stall + mix * (stall_s - old.stall), latency=old.latency + mix * (latency_s - old.latency)
+        )
+        period = interval.interval_s(self.costs, self._mtbf_s)
+        if self.period_s is not None and abs(period - self.period_s) < 0.1 * self.period_s:
+            return None
+        self.period_s = period
+        return (
+            f"a snapshot every {period:.1f} s: stall {self.costs.stall * 1e3:.0f} ms, commit after"
+            f" {self.costs.latency:.2f} s, mean time between failures taken as {self._mtbf_s / 3600:.1f} h"
+        )
+
+
+class Control:
+    """The snapshots of one attempt, as the training loop sees them."""
+
+    def __init__(
+        self, when: Snapshots, saver: Saver, runs: RunStore, place: Place, journal: Journal, buffers: set[str]
+    ) -> None:
+        self._when, self._saver, self._place, self._journal = when, saver, place, journal
+        self._buffers = buffers
+        self._clock = Clock(when, _hazard(runs) if place.leads else interval.PRIOR_MTBF_S)
+        self._last_kept = 0
+        self._stall_s = 0.0
+        self._step_s = 0.0
+        self._stepped_at: float | None = None
+        self._failed_in_a_row = 0
+
+    def wishes(self, next_step: int, *, stop: bool) -> Wishes:
+        """Return what this rank wants after the step that comes."""
+        leads = self._place.leads
+        return Wishes(
+            stop=stop,
+            save=leads and self._clock.due(next_step),
+            keep=leads and self._keep_due(next_step),
+            full=self._saver.full,
+        )
+
+    def _keep_due(self, step: int) -> bool:
+        """Tell whether to stage the state after `step` steps in host memory, whatever the store gets."""
+        every = self._when.memory_steps
+        if every is None:
+            every = interval.memory_steps(self._saver.copy_s, self._step_s)
+        return every > 0 and step - self._last_kept >= every
+
+    def drain(self) -> None:
+        """Called when the state is about to change: wait for what is left of a copy."""
+        started = time.perf_counter()
+        self._saver.drain()
+        self._stall_s += time.perf_counter() - started
+
+    def after_step(self, state: State, wishes: Wishes) -> None:
+        """Begin whatever snapshot is due after a step, and hear what became of earlier ones.
+
+        Raises:
+            Fenced: another attempt took over.
+            StoreError: more snapshots in a row failed than the recipe allows.
+        """
+        self._hear(self._saver.poll())
+        self._time_step()
+        if not wishes.save and not wishes.keep:
+            return
+        if wishes.full:
+            if wishes.save:
+                self._clock.begun()
+                self._journal.event("note", text=f"step {state.step}: no room for a snapshot, skipped")
+            return
+        self._begin(state, persist=wishes.save)
+
+    def _time_step(self) -> None:
+        now = time.perf_counter()
+        if self._stepped_at is not None:
+            took = now - self._stepped_at
+            self._step_s = took if not self._step_s else self._step_s + _SMOOTH * (took - self._step_s)
+        self._stepped_at = now
+
+    def _begin(self, state: State, *, persist: bool) -> None:
+        started = time.perf_counter()
+        lines = self._journal.uncommitted()
+        self._saver.begin(state.step, state.tensors(), self._buffers, state.values(), lines, persist=persist)
+        self._stall_s = time.perf_counter() - started
+        self._last_kept = state.step
+        if persist:
+            self._clock.begun()
+
+    def _hear(self, outcome: Outcome) -> None:
+        for done in outcome.committed:
+            self._failed_in_a_row = 0
+            self._journal.committed(done.step)
+            if not self._place.leads:
+                continue
+            self._journal.event(
+                "snapshot",
+                step=done.step,
+                bytes_new=done.bytes_new,
+                bytes_shared=done.bytes_shared,
+                seconds=done.seconds,
+                stall_ms=round(self._stall_s * 1e3, 2),
+            )
+            if reasons := self._clock.measured(self._stall_s, done.seconds):
+                self._journal.event("note", text=reasons)
+        for failure in outcome.failed:
+            self._failed_in_a_row += 1
+            self._journal.event("note", text=f"snapshot of step {failure.step} failed: {failure.reason}")
+            if failure.fenced:
+                raise Fenced(failure.reason)
+        limit = self._when.fail_after
+        if limit is not None and self._failed_in_a_row >= limit:
+            raise StoreUnavailable(f"{self._failed_in_a_row} snapshots in a row failed (snapshots.fail_after={limit})")
+
+    def last(self, state: State, *, required: bool) -> None:
+        """Take a snapshot and wait until it is committed.
+
+        Raises:
+            StoreError: it failed, and is `required`.
+        """
+        self._saver.make_room()
+        self._begin(state, persist=True)
+        self.drain()
+        try:
+            committed, others = self._saver.settle(state.step)
+        except StoreError as error:
+            self._journal.event("note", text=str(error))
+            if required:
+                raise
+            return
+        others.committed[:] = [c for c in others.committed if c.step != state.step]
+        self._hear(others)
+        self._hear(Outcome([committed], []))
+
+
+def _hazard(runs: RunStore) -> float:
+    """Return the run's mean time between failures so far, in seconds: each attempt but the first followed one."""
+    attempts = runs.read_all("attempts", Attempt)
+    running = max(0.0, time.time() - attempts[0].started) if attempts else 0.0
+    return interval.mtbf_s(running, max(0, len(attempts) - 1))

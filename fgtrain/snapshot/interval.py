@@ -1,0 +1,45 @@
+"""How often to take a snapshot, from what it costs and how often runs are interrupted. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+PRIOR_MTBF_S = 4 * 3600.0
+"""What to believe before anything has failed; weighs as much as one failure."""
+
+
+class Costs(NamedTuple):
+    """Measured costs of a snapshot, in seconds.
+
+    `stall` is what training waits, `latency` the time from staging to commit, `drag` the share of its speed that
+    training loses in between; `slots` snapshots may be in flight at once.
+    """
+
+    stall: float
+    latency: float
+    drag: float
+    slots: int
+
+
+def interval_s(costs: Costs, mtbf_s: float) -> float:
+    """Return the time between snapshots that loses least: max(L / k, sqrt(2 (C + a L) M)).
+
+    Source: Young, CACM 17(9), 1974; Daly, FGCS 22(3), 2006; the cost of an overlapped snapshot is its stall plus its
+    drag, and with k slots it cannot be taken more often than every L / k.
+    """
+    overhead = costs.stall + costs.drag * costs.latency
+    return max(costs.latency / costs.slots, math.sqrt(2 * overhead * mtbf_s))
+
+
+def mtbf_s(running_s: float, failures: int) -> float:
+    """Return the mean time between failures after `running_s` seconds, with a prior that weighs one failure."""
+    return (running_s + PRIOR_MTBF_S) / (failures + 1)
+
+
+def memory_steps(copy_s: float, step_s: float, share: float = 0.02) -> int:
+    """Return every how many steps to stage in memory so that copying takes at most `share` of the time.
+
+    Until both times are measured (0), every 10 steps.
+    """
+    return max(1, math.ceil(copy_s / (share * step_s))) if step_s > 0 and copy_s > 0 else 10

@@ -1,0 +1,48 @@
+"""Where a node's ranks keep staged shares: host memory that outlives them. Light.
+
+`python -m fgtrain.snapshot.memory RUN NODE_FOLDER` frees what a run holds on a node, once the run is over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def memory_folder(run: str, node_folder: Path) -> Path:
+    """Return the folder for a run on a node: in $FGLAUNCH_MEMORY or /dev/shm, else on the node's disk.
+
+    The same node (the same working folder) always gets the same one, so that a new attempt finds what the last left.
+    """
+    root = os.environ.get("FGLAUNCH_MEMORY")
+    if root is None and not os.access(_SHARED_MEMORY, os.W_OK):
+        return node_folder / "memory"
+    base = Path(root) if root else _SHARED_MEMORY / f"fglaunch-{os.getuid()}"
+    node = hashlib.sha256(str(node_folder.resolve()).encode()).hexdigest()[:12]
+    return base / f"{run}-{node}"
+
+
+def rank_folder(memory: Path, attempt: int, rank: int) -> Path:
+    """Return the folder in which one rank of one attempt stages."""
+    return memory / f"{attempt:05d}-{rank:05d}"
+
+
+def forget_older(memory: Path, attempt: int) -> None:
+    """Remove what attempts before `attempt` staged on this node."""
+    for folder in memory.glob("*"):
+        if folder.name < f"{attempt:05d}":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget(memory: Path) -> None:
+    """Remove everything a run staged on this node."""
+    shutil.rmtree(memory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    forget(memory_folder(sys.argv[1], Path(sys.argv[2])))

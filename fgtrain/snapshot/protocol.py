@@ -1,0 +1,54 @@
+"""What a rank and its uploader say to each other, as JSON lines over a pipe. Light."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Persist(msgspec.Struct, frozen=True, tag=True):
+    """Upload the staged share in `slot`; `rehash`: what should not have changed was staged anew, look at it again."""
+
+    slot: str
+    step: int
+    rehash: bool = False
+
+
+class Stored(msgspec.Struct, frozen=True, tag=True):
+    """This rank's share of `step` is stored and its slot may be used again."""
+
+    step: int
+    slot: str
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """The snapshot of `step` is committed (rank 0 sees it happen, the others learn it later)."""
+
+    step: int
+    name: str
+    bytes_new: int
+    bytes_shared: int
+    seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The snapshot of `step` will not be committed; the slot may be used again. `fenced`: nor will any later one."""
+
+    step: int
+    slot: str
+    reason: str
+    fenced: bool
+
+
+class Quit(msgspec.Struct, frozen=True, tag=True):
+    """Finish what was asked for, then leave."""
+
+
+Order = Persist | Quit
+Report = Stored | Committed | Failed
+
+
+def encode(message: Any) -> bytes:
+    """Encode one line."""
+    return msgspec.json.encode(message) + b"\n"

@@ -1,0 +1,170 @@
+"""Staging: copying one rank's share of the state into host memory while training goes on.
+
+After an optimizer step, parameters and optimizer state rest until the next one; the copy has all of the next forward
+and backward to overlap with, and must have drained before the optimizer moves them. What the forward pass itself
+changes (buffers, such as BatchNorm's) is copied at once; it is small.
+
+    stager.begin(...)      right after a step
+    stager.drain()         before the next one; what is left of the copy then is the stall
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+
+from fgtrain.snapshot.layout import Layout, Tensors, flat_bytes
+
+
+class Piece(NamedTuple):
+    """Bytes to copy: `source` and `target` are flat uint8 of one length."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+def pieces(
+    layout: Layout,
+    tensors: Tensors,
+    group: str,
+    start: int,
+    stop: int,
+    target: torch.Tensor,
+    only: set[str] | None = None,
+) -> list[Piece]:
+    """Return what to copy so that `target` (flat uint8) holds the bytes [start, stop) of a group.
+
+    Args:
+        layout: where tensors lie.
+        tensors: the live ones.
+        group: which group.
+        start: first byte, in the group.
+        stop: one past the last.
+        target: where to, `stop - start` bytes.
+        only: names to restrict to; None for all.
+    """
+    found = []
+    for name, tensor in tensors[group].items():
+        span = layout.spans[name]
+        lo, hi = max(start, span.offset), min(stop, span.offset + span.bytes_)
+        if lo < hi and (only is None or name in only):
+            source = flat_bytes(tensor, span.order)[lo - span.offset : hi - span.offset]
+            found.append(Piece(source, target[lo - start : hi - start]))
+    return found
+
+
+class Stager(Protocol):
+    """Copies pieces in the background."""
+
+    copy_s: float
+    """How long the last copy took, in seconds; 0 before the first."""
+
+    def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
+        """Copy `now` before returning and `later` in the background, then call `done` there."""
+
+    def drain(self) -> None:
+        """Return once the sources may change again."""
+
+    def finish(self) -> None:
+        """Return once `done` has returned too."""
+
+
+class HostStager:
+    """Copies host tensors in one background thread; torch's copy runs without the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self.copy_s = 0.0
+
+    def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
+        """See `Stager`."""
+        self.finish()
+        _copy(now)
+        self._copied.clear()
+        self._thread = threading.Thread(target=self._work, args=(later, done), name="staging", daemon=True)
+        self._thread.start()
+
+    def _work(self, later: list[Piece], done: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        try:
+            _copy(later)
+        finally:
+            self._copied.set()
+        self.copy_s = time.perf_counter() - started
+        done()
+
+    def drain(self) -> None:
+        """See `Stager`."""
+        self._copied.wait()
+
+    def finish(self) -> None:
+        """See `Stager`."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+
+class CudaStager:
+    """Copies device tensors on a side stream into page-locked memory; no host thread waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._thread: threading.Thread | None = None
+        self.copy_s = 0.0
+
+    def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
+        """See `Stager`. Pieces of host tensors (an optimizer's step counts) are copied at once."""
+        self.finish()
+        host = [p for p in later if p.source.device.type == "cpu"]
+        _copy(host)
+        _copy(now, non_blocking=True)  # on the current stream: ordered before the next forward
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            _copy([p for p in later if p.source.device.type != "cpu"], non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(self._stream)
+        started = time.perf_counter()
+        args = (self._event, started, done)
+        self._thread = threading.Thread(target=self._work, args=args, name="staging", daemon=True)
+        self._thread.start()
+
+    def _work(self, event: torch.cuda.Event, started: float, done: Callable[[], None]) -> None:
+        event.synchronize()
+        self.copy_s = time.perf_counter() - started
+        done()
+
+    def drain(self) -> None:
+        """See `Stager`: the stream that runs the optimizer waits, the host does not."""
+        torch.cuda.current_stream(self._device).wait_event(self._event)
+
+    def finish(self) -> None:
+        """See `Stager`."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+
+def _copy(what: list[Piece], *, non_blocking: bool = False) -> None:
+    if what:
+        with torch.no_grad():
+            torch._foreach_copy_([p.target for p in what], [p.source for p in what], non_blocking)
+
+
+def make_stager(device: torch.device) -> Stager:
+    """Return the stager that suits where the state lives."""
+    return CudaStager(device) if device.type == "cuda" else HostStager()
+
+
+def page_lock(memory: torch.Tensor) -> None:
+    """Lock host memory so that the device can copy into it without a bounce; where that fails, copies still work."""
+    address = ctypes.c_void_p(memory.data_ptr()).value
+    torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, 0)  # type: ignore[no-untyped-call]
