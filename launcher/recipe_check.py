@@ -55,6 +55,9 @@ RULES = MappingProxyType(
         "evaluate.micro": ABOVE_0,
         "snapshots.steps": ABOVE_0,
         "snapshots.seconds": FROM_0,
+        "snapshots.memory_steps": FROM_0,
+        "snapshots.slots": ABOVE_0,
+        "snapshots.fail_after": ABOVE_0,
     }
 )
 
@@ -79,8 +82,6 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.scale={_spell(scale)}: the first must not be above the second"
     if isinstance(recipe.optim, SGD) and recipe.optim.nesterov and not recipe.optim.momentum:
         yield "optim.nesterov=true: it needs optim.momentum above 0"
-    if recipe.snapshots.steps is None and recipe.snapshots.seconds is None:
-        yield "snapshots.steps and snapshots.seconds are both null: set one"
 
 
 def _spell(value: Any) -> str:

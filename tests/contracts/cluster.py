@@ -67,6 +67,10 @@ class ClusterContract:
         assert wait_for(lambda: process.poll() is not None, "the program ends", 30)
         assert process.poll() == 7
 
+    def test_end_is_waited_for_and_not_longer_than_asked(self, start: Starter) -> None:
+        assert start("raise SystemExit(7)").wait(30) == 7
+        assert start("import signal; signal.pause()").wait(0.01) is None
+
     def test_terminated_program_may_finish_its_work(self, cluster: Cluster, node: Node, start: Starter) -> None:
         process = start(
             "import signal; signal.signal(signal.SIGTERM, lambda *a: exit(print('tidy') or 3));"

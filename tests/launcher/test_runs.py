@@ -14,13 +14,14 @@ pytestmark = pytest.mark.train
 
 TINY = (
     *("--set", "loader.workers=0", "--set", "evaluate.micro=512"),
-    *("--set", "snapshots.steps=10", "--set", "snapshots.seconds=null"),
+    *("--set", "snapshots.steps=10", "--set", "snapshots.seconds=null", "--set", "snapshots.memory_steps=0"),
 )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    runs = Runs(tmp_path_factory.mktemp("runs"))
+    folder = tmp_path_factory.mktemp("runs")
+    runs = Runs(folder, FGLAUNCH_MEMORY=str(folder / "memory"))
     yield runs
     runs.end()
 
