@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+
+TYPE_CHECKING = False  # as type checkers take it; importing it from typing would cost a tenth of `--help`
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 COMMANDS = {
     "run": "train a recipe (the word `run` may be left out)",
@@ -23,6 +27,17 @@ COMMANDS = {
 }
 
 
+class Formatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, found without `shutil`, whose import takes a while."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, width=max(columns, 40) - 2)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
@@ -31,9 +46,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says what there is\n")
 
 
-def parser() -> Parser:
-    """Build the parser of the whole command line."""
+def parser(command: str | None = None) -> Parser:
+    """Build the parser of the whole command line; of a named command's line, with the others known by name only."""
     top = Parser(
+        formatter_class=Formatter,
         prog="fglaunch",
         description="Train a recipe on any GPUs, and finish.",
         epilog="`fglaunch RECIPE ...` is short for `fglaunch run RECIPE ...`.",
@@ -55,7 +71,10 @@ def parser() -> Parser:
         "completion": _add_completion,
     }
     for name, help_ in COMMANDS.items():
-        p = sub.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        description = help_[0].upper() + help_[1:] + "."
+        p = sub.add_parser(name, help=help_, description=description, formatter_class=Formatter)
+        if command not in (None, name):
+            continue
         adders[name](p)
         if name in ("show", "ps", "snapshots", "samples", "doctor"):
             p.add_argument("--json", action="store_true", help="print JSON")
@@ -141,7 +160,8 @@ def _nearest_command(word: str) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fglaunch` and return its exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
-    args = parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+    words = _with_command(sys.argv[1:] if argv is None else argv)
+    args = parser(words[0]).parse_args(words)
     if args.version:
         from fgtrain import __version__
 
