@@ -69,7 +69,7 @@ def main() -> int:
     headers = ["command", "ms", "quartiles", "ratio", "95 % of it"]
     table = render(headers, [row(names[0], limit, limit), row(names[1], ours, limit)])
     met = spread(ratios(ours, limit)).median <= BAR
-    print(f"{conditions(("fglaunch",))}; {max(1, args.runs)} starts of each, in turns\n\n{table}\n")
+    print(f"{conditions(('fglaunch',))}; {max(1, args.runs)} starts of each, in turns\n\n{table}\n")
     print(f"bar: at most {BAR:g} times the limit: {'met' if met else 'missed'}")
     return 0 if met else 1
 

@@ -14,11 +14,20 @@ import pytest
 
 from tests.testbed.runs import LiveRun, Runs, wait_for
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 RECIPE = (
-    *("recipes/quickstart.py", "--nodes", "2", "--set", "epochs=6", "--set", "evaluate.micro=512"),
-    *("--set", "evaluate.every_epochs=6", "--set", "loader.workers=1", "--set", "snapshots.steps=10"),
+    *("recipes/quickstart.py", "--nodes", "2", "--set", "epochs=3", "--set", "evaluate.micro=512"),
+    *(
+        "--set",
+        "evaluate.every_epochs=3",
+        "--set",
+        "loader.workers=1",
+        "--set",
+        "snapshots.steps=10",
+        "--set",
+        "snapshots.seconds=null",
+    ),
 )
 GONE_S = 60.0  # a bound, not the promise: on a busy machine everything takes longer
 
@@ -48,7 +57,7 @@ def in_full_flow(runs: Runs, name: str) -> Iterator[LiveRun]:
 
 
 def finishes(runs: Runs, name: str, *args: str) -> None:
-    done = runs.call("resume", name, *args)
+    done = runs.call("resume", name, *args, timeout_s=400)
     assert done.returncode == 0, done.stderr
     assert f"run {name} finished" in done.stderr.splitlines()[-1]
     assert "attempt 1:" not in done.stderr
@@ -69,7 +78,7 @@ def test_interrupt_ends_everything_that_was_started_and_nothing_else(
         assert "Traceback" not in run.output()
     assert bystander.poll() is None
     assert runs.json("ps")[0]["state"] == "stopped"
-    finishes(runs, "interrupted", "--nodes", "1", "--gpus", "1")
+    finishes(runs, "interrupted", "--nodes", "1", "--gpus", "3")
 
 
 def test_killed_launcher_takes_everything_with_it(runs: Runs, bystander: subprocess.Popen[bytes]) -> None:

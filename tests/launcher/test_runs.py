@@ -10,7 +10,7 @@ import pytest
 
 from tests.testbed.runs import ROOT, Runs, wait_for
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 TINY = (
     *("--set", "loader.workers=0", "--set", "evaluate.micro=512"),
@@ -118,8 +118,8 @@ def recipe(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_detached_run_is_stopped_and_goes_on_elsewhere_as_recorded(runs: Runs, recipe: Path) -> None:
-    """One lineage: two ranks in the background, stopped by another command, its recipe changed, one rank to the end."""
-    args = ("--detach", "--gpus", "2", "--name", "moved", "--set", "epochs=6", *TINY)
+    """One lineage: two ranks in the background, stopped by another command, its recipe changed, three ranks to the end."""
+    args = ("--detach", "--gpus", "2", "--name", "moved", "--set", "epochs=4", *TINY)
     begun = runs.call(str(recipe), *args)
     assert begun.returncode == 0, begun.stderr
     assert begun.stdout == "moved\n"
@@ -132,16 +132,16 @@ def test_detached_run_is_stopped_and_goes_on_elsewhere_as_recorded(runs: Runs, r
     [row] = [r for r in runs.json("ps") if r["run"] == "moved"]
     assert row["state"] == "stopped"
     newest = runs.json("snapshots", "moved")[-1]["step"]
-    assert 10 <= newest < 135
+    assert 10 <= newest < 90
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("lr=3e-3", "lr=1.0"), encoding="utf-8")
     refused = runs.call("resume", "moved", "--gpus", "1")
     assert refused.returncode == 2
     assert "optim.lr: 0.003, now 1.0" in refused.stderr
-    resumed = runs.call("resume", "moved", "--gpus", "1", "--as-recorded", "--detach")
+    resumed = runs.call("resume", "moved", "--gpus", "3", "--as-recorded", "--detach")
     assert resumed.returncode == 0, resumed.stderr
-    watched = runs.call("attach", "moved")
+    watched = runs.call("attach", "moved", timeout_s=400)
     assert watched.returncode == 0, watched.stderr
-    assert f"attempt 2: from step {newest} of 135, 1 processes" in watched.stderr
+    assert f"attempt 2: from step {newest} of 90, 3 processes" in watched.stderr
     assert "run moved finished" in watched.stderr.splitlines()[-1]
-    assert [r["step"] for r in map(json.loads, runs.samples("moved").splitlines())][-1] == 134
+    assert [r["step"] for r in map(json.loads, runs.samples("moved").splitlines())][-1] == 89
     assert runs.call("logs", "moved", "--attempt", "2").returncode == 0
