@@ -118,7 +118,7 @@ def recipe(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_detached_run_is_stopped_and_goes_on_elsewhere_as_recorded(runs: Runs, recipe: Path) -> None:
-    """One lineage: two ranks in the background, stopped by another command, its recipe changed, three ranks to the end."""
+    """One lineage: two ranks in the background, stopped by a command, the recipe changed, three ranks to the end."""
     args = ("--detach", "--gpus", "2", "--name", "moved", "--set", "epochs=4", *TINY)
     begun = runs.call(str(recipe), *args)
     assert begun.returncode == 0, begun.stderr
