@@ -15,7 +15,7 @@ from fgtrain.freeze import train_mode
 from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
-from fgtrain.place import Place, from_leader
+from fgtrain.place import Place, agree, from_leader
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import load
@@ -79,6 +79,7 @@ def train(
         attempt.attempt,
         rank_folder(memory, attempt.attempt, place.rank),
         slots=recipe.snapshots.slots,
+        copies=recipe.snapshots.copies,
         determinism=recipe.determinism,
         last=restored.base if restored else None,
         verified=bool(restored and restored.verified),
@@ -110,5 +111,6 @@ def train(
     saver.close()
     if state.step == plan.steps and place.leads:
         finish.publish(run, runs, state, journal)
+    agree(torch.zeros(1))  # nobody leaves early: if one fails now, all begin again
     journal.close()
     return state.step == plan.steps

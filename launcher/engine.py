@@ -38,14 +38,16 @@ def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
     return (python, "-m", "fgtrain.snapshot.memory", run, folder)
 
 
-def agent_env(*, threads: int, devices: str | None) -> dict[str, str]:
+def agent_env(*, threads: int, address: str, devices: str | None) -> dict[str, str]:
     """Return what is added to an agent's environment.
 
     Args:
         threads: CPU threads a process may use.
+        address: where other nodes reach this one.
         devices: CUDA_VISIBLE_DEVICES, or None to leave it alone.
     """
     env = {
+        "FGLAUNCH_ADDRESS": address,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         # A fresh store on rank 0 for every incarnation: a shared one hands the address of the last to the next.

@@ -131,6 +131,8 @@ class Supervisor:
             codes = {name: agent.poll() for name, agent in self._agents.items()}
             if all(code == 0 for code in codes.values()):
                 return self._verdict()
+            if any(code is not None for code in codes.values()) and self._runs.exists("result.json"):
+                return self._verdict()  # what died did so after the work was done
             self._replace(codes)
             if self._deaths >= failures.PATIENCE * len(self._nodes):
                 return Outcome(
@@ -240,7 +242,7 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
     devices = hardware.cuda_devices()
     mine = devices[number * world.gpus : (number + 1) * world.gpus]
     threads = max(1, hardware.cpu_count() // world.size)
-    env = engine.agent_env(threads=threads, devices=",".join(mine) if devices else None)
+    env = engine.agent_env(threads=threads, address=node.address, devices=",".join(mine) if devices else None)
     return Command(argv, env, run.cwd, "agent.log")
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from fgtrain.snapshot.replicate import Peer
+
 
 class Persist(msgspec.Struct, frozen=True, tag=True):
     """Upload the staged share in `slot`; `rehash`: what should not have changed was staged anew, look at it again."""
@@ -13,6 +15,33 @@ class Persist(msgspec.Struct, frozen=True, tag=True):
     slot: str
     step: int
     rehash: bool = False
+
+
+class Copy(msgspec.Struct, frozen=True, tag=True):
+    """Send the staged share in `slot` to the peer."""
+
+    slot: str
+    step: int
+
+
+class Listening(msgspec.Struct, frozen=True, tag=True):
+    """The port at which this rank's uploader takes in other ranks' shares."""
+
+    port: int
+
+
+class Copied(msgspec.Struct, frozen=True, tag=True):
+    """The peer has the share of `step`, or (with a reason) has not; the slot may be used again."""
+
+    step: int
+    slot: str
+    reason: str
+
+
+class Meet(msgspec.Struct, frozen=True, tag=True):
+    """The peer to send copies to."""
+
+    peer: Peer
 
 
 class Stored(msgspec.Struct, frozen=True, tag=True):
@@ -45,8 +74,8 @@ class Quit(msgspec.Struct, frozen=True, tag=True):
     """Finish what was asked for, then leave."""
 
 
-Order = Persist | Quit
-Report = Stored | Committed | Failed
+Order = Persist | Copy | Meet | Quit
+Report = Stored | Committed | Failed | Copied | Listening
 
 
 def encode(message: Any) -> bytes:

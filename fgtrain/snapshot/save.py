@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
+import torch.distributed as dist
 
 from fgtrain.errors import StoreUnavailable
 from fgtrain.manifest import Manifest
@@ -22,12 +24,26 @@ from fgtrain.runstore import RunStore
 from fgtrain.snapshot import staged
 from fgtrain.snapshot.layout import Layout, Tensors
 from fgtrain.snapshot.memory import forget_older
-from fgtrain.snapshot.protocol import Committed, Failed, Persist, Quit, Report, Stored, encode
+from fgtrain.snapshot.protocol import (
+    Committed,
+    Copied,
+    Copy,
+    Failed,
+    Listening,
+    Meet,
+    Persist,
+    Quit,
+    Report,
+    Stored,
+    encode,
+)
+from fgtrain.snapshot.replicate import Peer, peer_of
 from fgtrain.snapshot.staged import Header, Lines, MemoryFile, Stretch
 from fgtrain.snapshot.staging import Piece, make_stager, page_lock, pieces
 from fgtrain.snapshot.uploader import Start
 
 FINAL_TIMEOUT_S = 3600.0
+_MEET_TIMEOUT_S = 60.0
 _REHASH_EVERY = 20  # snapshots between two looks at what is believed not to have changed
 _KEPT = 2  # newest complete slots: the last one may be incomplete on another rank
 
@@ -50,12 +66,16 @@ class Saver:
         folder: Path,
         *,
         slots: int,
+        copies: bool,
         determinism: str,
         last: Manifest | None,
         verified: bool,
         inherited: frozenset[str] = frozenset(),
     ) -> None:
-        """Stage in `folder`, which belongs to this rank and attempt. See `uploader.Start` for the rest."""
+        """Stage in `folder`, which belongs to this rank and attempt; `copies`: keep one on another node too.
+
+        See `uploader.Start` for the rest.
+        """
         self._runs, self._place, self._attempt, self._folder = runs, place, attempt, folder
         self._determinism = determinism
         self._base = last.name if last else None
@@ -77,9 +97,29 @@ class Saver:
             parent=os.getpid(),
             last=self._base,
             verified=verified,
+            host=os.environ.get("FGLAUNCH_ADDRESS", "127.0.0.1"),
+            token=from_leader(secrets.token_hex(16), place),
             inherited=tuple(sorted(inherited)),
         )
         self._uploader = _UploaderProcess(self._start)
+        self._copying: set[str] = set()
+        self._peer = self._meet() if copies else None
+
+    def _meet(self) -> Peer | None:
+        """Tell all ranks where this one takes in copies, and learn where to send its own; None on a single node."""
+        if self._place.size == 1:
+            return None
+        first = self._uploader.report(_MEET_TIMEOUT_S)
+        port = first.port if isinstance(first, Listening) else 0
+        mine = (str(self._folder.parent), self._start.host, port)
+        everyone: list[tuple[str, str, int]] = [mine] * self._place.size
+        dist.all_gather_object(everyone, mine)
+        rank = peer_of(self._place.rank, [node for node, _, _ in everyone])
+        if rank is None or not everyone[rank][2]:
+            return None
+        peer = Peer(everyone[rank][1], everyone[rank][2], self._start.token)
+        self._uploader.order(Meet(peer))
+        return peer
 
     @property
     def copy_s(self) -> float:
@@ -95,7 +135,7 @@ class Saver:
 
     def _free_slot(self) -> str | None:
         kept = set(self._complete[-_KEPT:]) if len(self._names) > _KEPT + 1 else set(self._complete[-1:])
-        busy = kept | self._uploading
+        busy = kept | self._uploading | self._copying
         return next((n for n in self._names if n not in busy), None)
 
     def begin(
@@ -139,6 +179,9 @@ class Saver:
             lines=lines,
             crc32={},
         )
+        copy = self._peer is not None and not self._copying and not self._uploading
+        if copy:
+            self._copying.add(slot)
         if persist:
             self._uploading.add(slot)
             self._persisted += 1
@@ -149,6 +192,8 @@ class Saver:
             self._complete.append(slot)
             if persist:
                 self._uploader.order(Persist(slot, step, rehash))
+            if copy:
+                self._uploader.order(Copy(slot, step))
 
         self._stager.begin(now, later, done)
 
@@ -204,9 +249,12 @@ class Saver:
         for slot in sorted(self._uploading):
             outcome.failed.append(Failed(0, slot, "the uploader process died", False))
         self._uploading.clear()
+        self._copying.clear()
         self._uploader.close()
         self._start = msgspec.structs.replace(self._start, last=self._base, verified=False)
         self._uploader = _UploaderProcess(self._start)
+        if self._peer:
+            self._uploader.order(Meet(self._peer))
 
     def make_room(self) -> None:
         """Wait until there is a slot for another snapshot."""
@@ -226,6 +274,8 @@ class Saver:
             case Failed(slot=slot):
                 self._uploading.discard(slot)
                 outcome.failed.append(report)
+            case Copied(slot=slot):
+                self._copying.discard(slot)
             case Committed(name=name):
                 self._base = name
                 outcome.committed.append(report)
@@ -248,7 +298,7 @@ class Saver:
             if report is not None:
                 self._take(report, outcome)
                 decisive = (Committed, Failed) if self._place.leads else (Stored, Failed)
-                mine = report if report.step == step and isinstance(report, decisive) else None
+                mine = report if isinstance(report, decisive) and report.step == step else None
             elif not self._uploader.alive:
                 break
         answer = from_leader(mine, self._place)
@@ -281,13 +331,13 @@ class _UploaderProcess:
         for line in self._process.stdout:
             self._reports.put(msgspec.json.decode(line, type=Report))
 
-    def order(self, what: Persist) -> None:
+    def order(self, what: Persist | Copy | Meet) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(encode(what))
             self._process.stdin.flush()
-        except BrokenPipeError:
-            self._reports.put(Failed(what.step, what.slot, "the uploader process died", False))
+        except OSError:
+            return  # it died: `Saver.poll` sees that and counts what it had in hand as failed
 
     def report(self, timeout_s: float) -> Report | None:
         try:

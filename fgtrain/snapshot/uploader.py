@@ -17,7 +17,21 @@ import msgspec
 from fgtrain.errors import Corrupt, FglaunchError
 from fgtrain.lifeline import die_with_parent
 from fgtrain.runstore import RunStore
-from fgtrain.snapshot.protocol import Committed, Failed, Order, Persist, Report, Stored, encode
+from fgtrain.snapshot.protocol import (
+    Committed,
+    Copied,
+    Copy,
+    Failed,
+    Listening,
+    Meet,
+    Order,
+    Persist,
+    Quit,
+    Report,
+    Stored,
+    encode,
+)
+from fgtrain.snapshot.replicate import Receiver, Sender
 from fgtrain.snapshot.staged import Header, read_header
 from fgtrain.snapshot.upload import Fenced, Uploader
 from fgtrain.stores import open_store
@@ -29,7 +43,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What an uploader is started with, as JSON in its first argument.
 
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
-    chunks of another run's manifest that this run refers to.
+    chunks of another run's manifest that this run refers to. `host` is this node's address, `token` the job's secret.
     """
 
     store: str
@@ -40,6 +54,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     parent: int
     last: str | None
     verified: bool
+    host: str
+    token: str
     inherited: tuple[str, ...] = ()
 
 
@@ -62,7 +78,11 @@ def main() -> None:
         trusted=chunks if start.verified else frozenset(),
         doubtful=frozenset(start.inherited) if start.verified else chunks | frozenset(start.inherited),
     )
-    Service(uploader, Path(start.folder), start.rank).serve()
+    receiver = Receiver(start.host, Path(start.folder).parent, start.token)
+    service = Service(uploader, Path(start.folder), start.rank)
+    service.say(Listening(receiver.port))
+    service.serve()
+    receiver.close()
 
 
 class Service:
@@ -73,14 +93,30 @@ class Service:
         self._folder = folder
         self._rank = rank
         self._heard = ""
+        self._sender: Sender | None = None
 
     def serve(self) -> None:
         """Work until the orders end."""
         for line in sys.stdin.buffer:
-            order = msgspec.json.decode(line, type=Order)
-            if not isinstance(order, Persist):
-                return
-            self._persist(order)
+            match msgspec.json.decode(line, type=Order):
+                case Persist() as order:
+                    self._persist(order)
+                case Meet(peer=peer):
+                    self._sender = Sender(peer, self._folder)
+                case Copy() as order:
+                    self._copy(order)
+                case Quit():
+                    return
+
+    def _copy(self, order: Copy) -> None:
+        header, reason = read_header(self._folder, order.slot), ""
+        try:
+            if header is None or header.step != order.step or self._sender is None:
+                raise Corrupt(f"slot {order.slot} does not hold step {order.step}, or there is no peer")
+            self._sender.send(header)
+        except FglaunchError as error:
+            reason = str(error)
+        self.say(Copied(order.step, order.slot, reason))
 
     def _persist(self, order: Persist) -> None:
         started = time.monotonic()
@@ -89,23 +125,24 @@ class Service:
             if header is None or header.step != order.step:
                 raise Corrupt(f"slot {order.slot} does not hold step {order.step}")
             self._uploader.store_share(header, rehash=order.rehash)
-            self._say(Stored(order.step, order.slot))
+            self.say(Stored(order.step, order.slot))
             if self._rank == 0:
-                self._say(self._commit(header, started))
+                self.say(self._commit(header, started))
             elif (last := self._uploader.last) and last.name != self._heard:
                 self._heard = last.name
-                self._say(Committed(last.step, last.name, 0, 0, 0.0))
+                self.say(Committed(last.step, last.name, 0, 0, 0.0))
         except FglaunchError as error:
-            self._say(Failed(order.step, order.slot, str(error), isinstance(error, Fenced)))
+            self.say(Failed(order.step, order.slot, str(error), isinstance(error, Fenced)))
         except Exception as error:  # never a silent end: the rank counts on an answer
-            self._say(Failed(order.step, order.slot, f"{type(error).__name__}: {error}", False))
+            self.say(Failed(order.step, order.slot, f"{type(error).__name__}: {error}", False))
 
     def _commit(self, header: Header, started: float) -> Committed:
         manifest = self._uploader.commit(header)
         seconds = round(time.monotonic() - started, 3)
         return Committed(manifest.step, manifest.name, manifest.bytes_new, manifest.bytes_shared, seconds)
 
-    def _say(self, report: Report) -> None:
+    def say(self, report: Report) -> None:
+        """Report to the rank."""
         sys.stdout.buffer.write(encode(report))
         sys.stdout.buffer.flush()
 
