@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"{folder}/meeting"
         job = (args.processes, meeting, args.elements, args.leaves, args.rounds)
-        torch.multiprocessing.spawn(_measure, job, nprocs=args.processes)
+        torch.multiprocessing.spawn(_measure, job, nprocs=args.processes)  # type: ignore[attr-defined, no-untyped-call]
         found: dict[str, list[float]] = torch.load(f"{meeting}.found")
     rows = []
     for name, times in found.items():

@@ -18,6 +18,7 @@ housekeeping/<id>                        someone prunes or collects
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -34,6 +35,8 @@ from fgtrain.recipe import Recipe
 from fgtrain.stores import Store
 
 T = TypeVar("T")
+
+_NAME_BYTES = 200  # a file name may have 255
 
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +256,11 @@ class RunStore:
     def log_lines(self, manifest: Manifest, log: str) -> bytes:
         """Return the JSON lines of one log over the committed lineage that ends at `manifest`."""
         return b"".join(self.get_chunk(s.chunk) for s in manifest.logs.get(log, ()))
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a run may be called this: it becomes a folder, a part of keys and a word on command lines."""
+    return bool(re.fullmatch(r"\w[\w.-]{0,99}", name)) and len(name.encode()) <= _NAME_BYTES
 
 
 def run_names(store: Store) -> list[str]:

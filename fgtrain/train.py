@@ -107,7 +107,7 @@ def train(
         journal.step(state.step, plan.epoch_at(state.step), report)
         stop, done = report.wishes.stop, state.step == plan.steps
         state.bad_images |= dict(report.bad)
-        if state.step in plan.evaluate_steps:
+        if plan.evaluates_after(state.step):
             result = evaluate(recipe, index.val, state, place)
             train_mode(state.net)
             state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # as type checkers take it; importing it from typing would cost a tenth of `--help`
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 COMMANDS = {
     "run": "train a recipe (the word `run` may be left out)",
@@ -30,9 +35,29 @@ SNAPSHOT_ACTIONS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+class Formatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, found without `shutil`, whose import takes a while."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, width=max(columns, 40) - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says what there is\n")
+
+
+def parser(command: str | None = None) -> Parser:
+    """Build the parser of the whole command line; of a named command's line, with the others known by name only."""
+    top = Parser(
+        formatter_class=Formatter,
         prog="fglaunch",
         description="Train a recipe on any GPUs, and finish.",
         epilog="`fglaunch RECIPE ...` is short for `fglaunch run RECIPE ...`.",
@@ -54,7 +79,10 @@ def parser() -> argparse.ArgumentParser:
         "completion": _add_completion,
     }
     for name, help_ in COMMANDS.items():
-        p = sub.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        description = help_[0].upper() + help_[1:] + "."
+        p = sub.add_parser(name, help=help_, description=description, formatter_class=Formatter)
+        if command not in (None, name):
+            continue
         adders[name](p)
         if name in ("show", "ps", "samples", "doctor"):
             _add_json(p)
@@ -192,12 +220,24 @@ def _with_command(argv: Sequence[str]) -> list[str]:
         return ["snapshots", "list", *words[1:]]
     if first in COMMANDS or first in ("-h", "--help", "--version"):
         return words or ["--help"]
+    if first.isalpha() and (near := _nearest_command(first)):
+        parser().error(f"there is no command {first!r}; did you mean {near!r}?")
     return ["run", *words]
+
+
+def _nearest_command(word: str) -> str | None:
+    """Return the command that a word was probably meant to be, if it names no file."""
+    import difflib
+    from pathlib import Path
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    return near[0] if near and not Path(word).exists() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fglaunch` and return its exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
-    args = parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+    words = _with_command(sys.argv[1:] if argv is None else argv)
+    args = parser(words[0]).parse_args(words)
     if args.version:
         from fgtrain import __version__
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fgtrain.plan import World
 
 
-def rendezvous_argv(python: str, port: int) -> tuple[str, ...]:
+def rendezvous_argv(python: str, port: int | str) -> tuple[str, ...]:
     """Return the command line of the store that the agents meet in."""
     return (python, "-m", "fgtrain.rendezvous", "--port", str(port))
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 
-from fgtrain.errors import UserError
+from fgtrain.dataindex import index_digest, usable
+from fgtrain.errors import RecipeError, UserError
 from fgtrain.housekeeping import turn
 from fgtrain.lineage import abandon_after
 from fgtrain.parts import digest, leaves
 from fgtrain.plan import World
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
+from fgtrain.stores import open_store
 from launcher import foreground, prepare
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
@@ -23,8 +25,7 @@ from launcher.status import existing_run, live_state, read_status
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    store, notes = prepare.checked_store(args.store or prepare.default_store())
-    runs = RunStore(store, args.run)
+    runs = RunStore(open_store(args.store or prepare.default_store()), args.run)
     run = existing_run(runs)
     state = live_state(read_status(runs))
     if state == "running":
@@ -38,7 +39,11 @@ def call(args: argparse.Namespace) -> int:
         run.world.nodes if args.nodes is None else args.nodes,
         run.world.gpus if args.gpus is None else args.gpus,
     )
-    for note in foreground.check_start(run, world, args.port) + notes:
+    notes = foreground.check_start(run, world, args.port)
+    check_data(run)
+    notes += prepare.try_store(runs.store)
+    foreground.make_ready(run.name, world)
+    for note in notes:
         say(note)
     if args.from_step is not None:
         go_back(runs, args.from_step)
@@ -72,13 +77,27 @@ def check_unchanged(run: RunFile) -> None:
     path, _ = split_target(run.recipe_file)
     if not (Path(run.cwd) / path).exists():
         return
-    now = load(str(Path(run.cwd) / run.recipe_file), run.overrides)
+    try:
+        now = load(str(Path(run.cwd) / run.recipe_file), run.overrides)
+    except RecipeError as error:
+        raise UserError(f"{error} (--as-recorded goes on with the recipe that {run.name} began with)") from error
     if digest(now) == run.recipe_digest:
         return
     raise UserError(
         f"{run.recipe_file} has changed since {run.name} began: {'; '.join(differences(run.recipe, now))}."
         " Add --as-recorded to go on with the recorded recipe, or start a new run"
     )
+
+
+def check_data(run: RunFile) -> None:
+    """Refuse to go on with other pictures than the run began with.
+
+    Raises:
+        UserError: they are gone, broken or others.
+    """
+    index, _ = usable(run.recipe.data, run.recipe.data.index())
+    if index_digest(index) != run.data_digest:
+        raise UserError(f"the data of {run.name} is not what it was when the run began; restore it or start a new run")
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
