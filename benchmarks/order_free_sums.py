@@ -68,7 +68,7 @@ def fixed_point(leaves: Leaves, rank: int, shares: Sequence[range]) -> list[torc
     room = BITS - (shares[-1].stop - 1).bit_length()
     shifts = [room - e for e in torch.frexp(peaks).exponent.tolist()]
     flat = torch.zeros(sum(t.numel() for t in leaves[0]), dtype=torch.int64)
-    sums = flat.split([t.numel() for t in leaves[0]])
+    sums = flat.split([t.numel() for t in leaves[0]])  # type: ignore[no-untyped-call]
     for leaf in leaves:
         for total, shift, t in zip(sums, shifts, leaf, strict=True):
             total.add_(t.view(-1).mul_(2.0**shift).to(torch.int64))  # exact: a power of two, then fewer than 63 bits

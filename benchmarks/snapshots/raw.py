@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ def _mine(runs: RunStore, place: Place, bytes_wanted: int | None = None) -> list
     return chunks[place.rank :: place.size]
 
 
-def _all(calls: list[Callable[[], Any]], streams: int) -> float:
+def _all(calls: Sequence[Callable[[], Any]], streams: int) -> float:
     dist.barrier()
     started = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
