@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -91,7 +92,7 @@ class Loop:
 
 def _noise(case: Case, batches: int) -> Iterator[MicroBatch]:
     images = torch.randint(0, 256, (batches, case.micro, case.side, case.side, 3), dtype=torch.uint8)
-    labels = torch.arange(case.micro) % 10
+    labels = np.arange(case.micro) % 10
     while True:
         for i in range(batches):
             yield MicroBatch(images[i], labels, [(0, n) for n in range(case.micro)], [])

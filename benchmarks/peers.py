@@ -20,6 +20,7 @@ sys.path.append(str(ROOT / "scripts"))  # how packages are found is the installe
 
 import installer  # noqa: E402
 from steps import run  # noqa: E402
+from uv_binary import get_uv  # noqa: E402
 
 PEERS = ("accelerate==1.15.0", "lightning==2.6.6")
 
@@ -57,7 +58,7 @@ def versions(interpreter: Path) -> str:
 
 def _install(venv: Path, interpreter: Path, ours: str, env: Mapping[str, str]) -> None:
     uv_env = installer.package_sources(env, venv)
-    uv = installer.get_uv(venv, uv_env, ROOT / "constraints.txt")
+    uv = get_uv(venv, uv_env, ROOT / "constraints.txt")
     run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(venv)], uv_env)
     constraints = venv / "pins.txt"
     constraints.write_text(ours, "utf-8")

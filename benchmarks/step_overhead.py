@@ -32,6 +32,7 @@ from launcher.prepare import prepare, register
 
 SYNTHETIC = peers.ROOT / "benchmarks" / "synthetic_recipe.py"
 WARMUP_STEPS = 3
+PICTURES = 512
 # Snapshots and evaluations have figures of their own; a run that ends would end the comparison.
 NEVER = ("snapshots.auto=false", "snapshots.memory_steps=0", "evaluate.every_epochs=0", "epochs=1e6")
 
@@ -60,9 +61,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="resnet18", help="timm network (without RECIPE; default: resnet18)")
     parser.add_argument("--image", type=int, default=96, help="pixels of a picture's side, cropped to 5/6 of it")
     parser.add_argument("--processes", type=int, default=2, help="ranks (default: 2)")
-    parser.add_argument("--steps", type=int, default=4, help="timed optimizer steps a window (default: 4)")
+    parser.add_argument("--steps", type=int, default=3, help="timed optimizer steps a window (default: 3)")
     parser.add_argument("--settle", type=int, default=1, help="untimed steps before them (default: 1)")
-    parser.add_argument("--rounds", type=int, default=21, help="windows each loop gets (default: 21)")
+    parser.add_argument("--rounds", type=int, default=41, help="windows each loop gets (default: 41)")
     parser.add_argument("--no-peers", action="store_true", help="only the hand-written loop")
     return parser.parse_args(argv)
 
@@ -78,7 +79,7 @@ def plan_run(args: argparse.Namespace, folder: Path) -> RunFile:
         crop = args.image * 5 // 6
         changes = [f"model.name={args.model}", f"data.resize={args.image}", f"data.crop={crop}", *changes]
         changes = [f"data.root={folder / 'pictures'}", *changes]
-        write_folder(folder / "pictures", train=pictures_needed(args, changes), side=args.image)
+        write_folder(folder / "pictures", train=PICTURES, side=args.image)
     run, _ = prepare(args.recipe or str(SYNTHETIC), [*NEVER, *changes], world)
     recipe = run.recipe
     if recipe.ema or recipe.clip_norm is not None:
@@ -86,14 +87,6 @@ def plan_run(args: argparse.Namespace, folder: Path) -> RunFile:
     if run.plan.micro_batches % world.size:
         raise RecipeError(f"{run.plan.micro_batches} micro-batches: not the same number for {world.size} ranks")
     return run
-
-
-def pictures_needed(args: argparse.Namespace, changes: Sequence[str]) -> int:
-    """Return how many samples all windows take: no loop reaches an epoch's end, where some of them stall."""
-    from launcher.recipe_file import load
-
-    total = load(str(SYNTHETIC), list(changes)).batch.total
-    return total * (2 * WARMUP_STEPS + args.rounds * (args.settle + args.steps) + 8)
 
 
 def command(run: RunFile, folder: Path, name: str, address: str) -> list[str]:

@@ -86,6 +86,9 @@ class Turn:
         self._driver.send_bytes(msgspec.json.encode(Measure(wall_s, cpu_s)))
 
 
+Arrival = tuple[Hello, "Connection[bytes, bytes]"]
+
+
 class LoopDied(Exception):
     """A loop ended by itself; the message holds the end of its log."""
 
@@ -152,8 +155,9 @@ def running(
     """
     with tempfile.TemporaryDirectory() as folder:  # a short path: a socket's name has room for 100 characters
         listener = Listener(str(Path(folder) / "driver"), backlog=64)
-        arrivals: queue.Queue[Connection[bytes, bytes]] = queue.Queue()
-        threading.Thread(target=_accept, args=(listener, arrivals), daemon=True).start()
+        arrivals: queue.Queue[Arrival] = queue.Queue()
+        accepting = threading.Thread(target=_accept, args=(listener, arrivals), daemon=True)
+        accepting.start()
         loops: dict[str, Loop] = {}
         try:
             for name, command in commands.items():
@@ -164,6 +168,8 @@ def running(
         finally:
             for loop in loops.values():
                 loop.leave()
+            Client(str(listener.address)).close()  # the one that ends the accepting
+            accepting.join()
             listener.close()
 
 
@@ -175,13 +181,14 @@ def _start(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, lo
     return Loop(name, process, log, {})
 
 
-def _accept(listener: Listener, arrivals: queue.Queue[Connection[bytes, bytes]]) -> None:
-    with suppress(OSError):  # closed
+def _accept(listener: Listener, arrivals: queue.Queue[Arrival]) -> None:
+    with suppress(EOFError):  # one that says nothing
         while True:
-            arrivals.put(listener.accept())
+            arrived = listener.accept()
+            arrivals.put((msgspec.json.decode(arrived.recv_bytes(), type=Hello), arrived))
 
 
-def _gather(loops: Mapping[str, Loop], arrivals: queue.Queue[Connection[bytes, bytes]], ranks: int) -> None:
+def _gather(loops: Mapping[str, Loop], arrivals: queue.Queue[Arrival], ranks: int) -> None:
     """Wait until every rank of every loop has said hello."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while missing := [loop for loop in loops.values() if len(loop.ranks) < ranks]:
@@ -190,8 +197,7 @@ def _gather(loops: Mapping[str, Loop], arrivals: queue.Queue[Connection[bytes, b
         if time.monotonic() > deadline:
             raise LoopDied(f"{missing[0].name} did not start within {START_TIMEOUT_S:.0f} s")
         with suppress(queue.Empty):
-            arrived = arrivals.get(timeout=_POLL_S)
-            hello = msgspec.json.decode(arrived.recv_bytes(), type=Hello)
+            hello, arrived = arrivals.get(timeout=_POLL_S)
             loops[hello.loop].ranks[hello.rank] = arrived
 
 

@@ -128,10 +128,26 @@ def weights_digest(groups: dict[str, Group], tensors: dict[str, TensorSpan], nam
     return hashlib.sha256(body).hexdigest()
 
 
+def seal(body: bytes) -> bytes:
+    """Put a checksum of its own in front of a document, as its first line."""
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def unseal(data: bytes) -> bytes:
+    """Return the document that `seal` was given.
+
+    Raises:
+        Corrupt: truncated or altered.
+    """
+    digest, _, body = data.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise Corrupt("the manifest's checksum does not match")
+    return body
+
+
 def encode(manifest: Manifest) -> bytes:
     """Encode with a checksum of its own in the first line."""
-    body = msgspec.json.encode(manifest, order="deterministic")
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return seal(msgspec.json.encode(manifest, order="deterministic"))
 
 
 def decode(data: bytes) -> Manifest:
@@ -140,10 +156,7 @@ def decode(data: bytes) -> Manifest:
     Raises:
         Corrupt: truncated, altered, or of a format this version does not know.
     """
-    digest, _, body = data.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise Corrupt("the manifest's checksum does not match")
     try:
-        return msgspec.json.decode(body, type=Manifest)
+        return msgspec.json.decode(unseal(data), type=Manifest)
     except msgspec.ValidationError as error:
         raise Corrupt(f"a manifest of another format: {error}") from error

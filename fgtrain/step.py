@@ -105,7 +105,7 @@ class Stepper:
         """Run forward and return the sum of the samples' losses."""
         return F.cross_entropy(
             self._logits(batch.images).float(),
-            batch.labels.to(self._place.device, non_blocking=True),
+            torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True),
             reduction="sum",
             label_smoothing=self._recipe.label_smoothing,
         )

@@ -49,7 +49,7 @@ def main() -> None:
                 with autocast(recipe, device):
                     logits_NC = net(normalise(images_NHWC))
                     loss = F.cross_entropy(logits_NC, labels_N, label_smoothing=recipe.label_smoothing)
-                scaler.scale(loss / job.accumulate).backward()
+                scaler.scale(loss / job.accumulate).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()

@@ -18,6 +18,9 @@ from fgtrain.dataindex import usable
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 
+LONG = 200_000
+"""Samples of an epoch, by repetition: an epoch's end, where loaders run dry, is not what is compared."""
+
 Batch = list[torch.Tensor]
 """What torch's own collation makes of samples: pictures, uint8 (N, H, W, 3), and labels, int64 (N,)."""
 
@@ -27,7 +30,7 @@ class Job(NamedTuple):
 
     runs: RunStore
     run: RunFile
-    index: Index
+    data: Index
     folder: Path
     address: str
 
@@ -75,8 +78,9 @@ def pictures(job: Job, rank: int | None) -> DataLoader[Any]:
     """Make the loader of a rank's micro-batches; of all ranks', for a library that shards it itself, if None."""
     recipe, workers = job.run.recipe, job.run.recipe.loader.workers
     assert isinstance(recipe.data, Images)
-    dataset = Pictures(recipe.data, job.index.train)
-    sampler = None if rank is None else DistributedSampler(dataset, job.run.world.size, rank, drop_last=True)
+    repeats = -(-LONG // len(job.data.train))
+    dataset = Pictures(recipe.data, job.data.train * repeats)
+    sampler: Any = None if rank is None else DistributedSampler(dataset, job.run.world.size, rank, drop_last=True)
     return DataLoader(
         dataset,
         batch_size=recipe.batch.micro,
@@ -102,6 +106,7 @@ class Normalise:
         self._format = torch.channels_last if job.run.recipe.channels_last else torch.contiguous_format
 
     def __call__(self, images_NHWC: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (N, H, W, 3) into float (N, 3, H, W)."""
         floats = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
         return floats.sub_(self._mean).div_(self._std)
 

@@ -12,7 +12,7 @@ def main() -> None:
     job = jobs.parse()
     place = places.join(timeout_s=3600)
     turn = job.turn("ours", place.rank)
-    train(job.run, job.index, job.runs, place, job.folder, begun=lambda _: None, stop_asked=turn.over)
+    train(job.run, job.data, job.runs, place, job.folder, begun=lambda _: None, stop_asked=turn.over)
     places.leave()
 
 

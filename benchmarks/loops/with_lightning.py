@@ -17,7 +17,7 @@ from fgtrain.optimizer import build_optimizer
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class Classifier(L.LightningModule):
+class Classifier(L.LightningModule):  # type: ignore[misc]  # not installed where types are checked
     """The network, its loss and its optimizer."""
 
     def __init__(self, job: jobs.Job) -> None:
@@ -41,7 +41,7 @@ class Classifier(L.LightningModule):
         return [optimizer], [{"scheduler": jobs.schedule(self._job, optimizer), "interval": "step"}]
 
 
-class TakeTurns(L.Callback):
+class TakeTurns(L.Callback):  # type: ignore[misc]
     """Waits for the loop's turn before each optimizer step."""
 
     def __init__(self, job: jobs.Job) -> None:

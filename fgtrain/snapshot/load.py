@@ -56,7 +56,7 @@ def newest(runs: RunStore, place: Place, memory: Path, note: Callable[[str], Non
     names = from_leader(runs.manifest_names() if place.leads else [], place)
     committed = int(names[-1].split("-")[0]) if names else -1
     found = _from_memory(runs, place, memory, committed, note)
-    return found or _from_store(runs, place, names, note)
+    return found or from_store(runs, place, names, note)
 
 
 # -- host memory --------------------------------------------------------------------------------------------------
@@ -176,7 +176,12 @@ def _broadcast(value: Any, source: int, place: Place) -> Any:
 # -- the store ----------------------------------------------------------------------------------------------------
 
 
-def _from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
+def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
+    """Return the newest of the manifests `names` (rising) whose every byte verifies, with its state; None without names.
+
+    Raises:
+        Corrupt: none of them verifies.
+    """
     for name in reversed(names):
         try:
             manifest = from_leader(_manifest(runs, name) if place.leads else None, place)

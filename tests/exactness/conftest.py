@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.testbed.ranks import Ranks
+from tests.testbed.rank_pool import RankPool
 
 
 @pytest.fixture(scope="package")
-def ranks() -> Iterator[Ranks]:
-    with Ranks(4) as pool:
+def ranks() -> Iterator[RankPool]:
+    with RankPool(4) as pool:
         yield pool

@@ -1,88 +1,68 @@
-"""A pool of processes that form process groups of any size, one after another: torch is imported once for all."""
+"""A function on several ranks: gloo processes that fork from a server which has imported torch already."""
 
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from fgtrain.place import Place, leave
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
+# The last one is what a DTensor's first operation would import, for seconds, in every rank.
+PRELOAD = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "fgtrain.dcp", "torch._dynamo"]
 
 
-class Ranks:
-    """Up to `size` ranks; use it as a context."""
+def on_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `work(rank, *args)` returns on each rank, in a process group of all of them.
 
-    def __init__(self, size: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "tests.testbed.warm"])
-        self._folder = tempfile.TemporaryDirectory()
-        self._groups = 0
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def __enter__(self) -> Ranks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
-        self._folder.cleanup()
-
-    def call(
-        self, world: int, function: Callable[Concatenate[Place, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> list[T]:
-        """Call a module-level function on every rank of a new process group; returns the answers by rank."""
-        self._groups += 1
-        meeting = Path(self._folder.name) / f"group-{self._groups}"
-        for rank, pipe in enumerate(self._pipes[:world]):
-            pipe.send((rank, world, meeting, function, args, kwargs))
-        answers = []
-        for pipe in self._pipes[:world]:
-            assert pipe.poll(_TIMEOUT_S), "a rank does not answer"
-            answers.append(pipe.recv())
-        failures = [error for error, _ in answers if error]
-        assert not failures, "\n".join(failures)
-        return [answer for _, answer in answers]
+    The function is found by its name in its module. The first error of any rank is raised here, as text.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with TemporaryDirectory() as folder:
+        ends = [context.Pipe(duplex=False) for _ in range(world)]
+        ranks = [
+            context.Process(target=_rank, args=(r, world, folder, ends[r][1], work, args), daemon=True)
+            for r in range(world)
+        ]
+        try:
+            for process, (_, theirs) in zip(ranks, ends, strict=True):
+                process.start()
+                theirs.close()
+            return _collect([ours for ours, _ in ends])
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
 
 
-def _serve(pipe: Connection) -> None:
-    while True:
-        rank, world, meeting, function, args, kwargs = pipe.recv()
-        pipe.send(_answer(rank, world, meeting, function, args, kwargs))
+def _collect(ends: list[Connection]) -> list[Any]:
+    answers: dict[int, Any] = {}
+    while len(answers) < len(ends):
+        ready = wait([e for i, e in enumerate(ends) if i not in answers], timeout=TIMEOUT_S)
+        assert ready, f"ranks {sorted(set(range(len(ends))) - answers.keys())} did not answer"
+        for i, end in enumerate(ends):
+            if end in ready:
+                answer, error = end.recv()
+                assert error is None, f"rank {i}:\n{error}"
+                answers[i] = answer
+    return [answers[i] for i in range(len(ends))]
 
 
-def _answer(
-    rank: int, world: int, meeting: Path, function: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[str, Any]:
-    if world > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-        )
+def _rank(rank: int, world: int, folder: str, end: Connection, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder)}/meet", rank=rank, world_size=world)
     try:
-        return "", function(Place(rank, world, 0, torch.device("cpu")), *args, **kwargs)
-    except Exception:
-        return traceback.format_exc(), None
-    finally:
-        leave()
+        answer: tuple[Any, str | None] = (work(rank, *args), None)
+    except BaseException:  # torch's CheckpointException is no Exception
+        answer = (None, traceback.format_exc())
+    end.send(answer)
+    end.close()
+    if answer[1] is None:
+        dist.destroy_process_group()

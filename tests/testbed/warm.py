@@ -1,4 +1,4 @@
-"""What `tests.testbed.ranks` has imported once, before it forks: the slow part of starting a rank."""
+"""What `tests.testbed.rank_pool` has imported once, before it forks: the slow part of starting a rank."""
 
 from fgtrain import train
 from fgtrain.torchvision_compat import import_timm
