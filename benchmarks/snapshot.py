@@ -35,16 +35,10 @@ def run_job(server: S3Server, model: str, frozen: bool, args: argparse.Namespace
     image, batch = _IMAGE.get(model, (224, 1))
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         settings = {
-            "model": model,
-            "image": image,
-            "batch": batch,
-            "frozen": frozen,
-            "folder": folder,
-            "store": f"s3://{server.bucket}/ours",
-            "bucket": server.bucket,
+            "model": model, "image": image, "batch": batch, "frozen": frozen, "folder": folder,
+            "store": f"s3://{server.bucket}/ours", "bucket": server.bucket,
             "prefix": f"peers/{model}-{frozen}",
-            "rounds": args.rounds,
-            "peer_rounds": 0 if frozen else args.peer_rounds,
+            "rounds": args.rounds, "peer_rounds": 0 if frozen else args.peer_rounds,
         }
         job = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={_RANKS}", "--master-port=0"]
         done = subprocess.run(
