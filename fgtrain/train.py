@@ -19,7 +19,7 @@ from fgtrain.optimizer import build_optimizer, build_scaler
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
-from fgtrain.snapshot import load
+from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
 from fgtrain.snapshot.memory import memory_folder, rank_folder
 from fgtrain.snapshot.save import Saver
@@ -69,9 +69,12 @@ def train(
     state = build_state(recipe, place.device)
     memory = memory_folder(run.name, folder)
     restored = load.newest(runs, place, memory, lambda text: journal.event("note", text=text))
+    parent = inherit.parent_of(run, runs, place)
     if restored:
         state.load(restored.tensors, restored.values)
         journal.recover(restored.lines)
+    elif parent:
+        inherit.take_weights(parent, run, runs, place, state)
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
@@ -87,6 +90,7 @@ def train(
         determinism=recipe.determinism,
         last=restored.base if restored else None,
         verified=bool(restored and restored.verified),
+        inherited=frozenset(parent.chunks()) if parent else frozenset(),
     )
     committed = restored.base.step if restored and restored.base else 0
     del restored

@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from fgtrain.dataindex import index_digest, usable
 from fgtrain.errors import KeyExists, RecipeError, UserError
+from fgtrain.lineage import find
 from fgtrain.parts import digest
 from fgtrain.plan import World, check_world, make_plan
 from fgtrain.recipe import Recipe
@@ -120,6 +123,23 @@ def fresh_name(path: Path) -> str:
     """Return a name for a new run: the recipe's, the time and a random tail."""
     stem = re.sub(r"[^\w.-]", "-", path.stem)
     return f"{stem}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def begin_from(run: RunFile, store: Store, reference: str | None, skip: Sequence[str]) -> RunFile:
+    """Let a run begin with the weights of the snapshot that `--init-from RUN[@STEP]` names, if it does.
+
+    Raises:
+        UserError: no such snapshot, or nothing to skip tensors of.
+    """
+    if reference is None:
+        if skip:
+            raise UserError("--init-skip: it says what --init-from leaves out; name a run with --init-from")
+        return run
+    try:
+        parent, manifest = find(store, reference)
+    except UserError as error:
+        raise UserError(f"--init-from: {error}") from None
+    return msgspec.structs.replace(run, init_from=f"{parent.run}@{manifest.name}", init_skip=tuple(skip))
 
 
 def register(run: RunFile, store: Store) -> RunStore:

@@ -1,4 +1,4 @@
-"""`fglaunch resume RUN`: go on from the newest snapshot, on the same world or another."""
+"""`fglaunch resume RUN`: go on from the newest snapshot or an older one, on the same world or another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fgtrain.errors import UserError
+from fgtrain.housekeeping import turn
+from fgtrain.lineage import abandon_after
 from fgtrain.parts import digest, leaves
 from fgtrain.plan import World
 from fgtrain.recipe import Recipe
@@ -25,7 +29,7 @@ def call(args: argparse.Namespace) -> int:
     state = live_state(read_status(runs))
     if state == "running":
         raise UserError(f"{args.run} is running; `fglaunch attach {args.run}` watches it, `fglaunch stop` stops it")
-    if state == "finished":
+    if state == "finished" and args.from_step is None:
         say(foreground.where_results_are(runs))
         return 0
     if not args.as_recorded:
@@ -36,9 +40,25 @@ def call(args: argparse.Namespace) -> int:
     )
     for note in foreground.check_start(run, world, args.port) + notes:
         say(note)
+    if args.from_step is not None:
+        go_back(runs, args.from_step)
     if args.detach:
         return foreground.detach(runs, world, args.port)
     return foreground.supervise_here(run, runs, world, args.port)
+
+
+def go_back(runs: RunStore, step: int) -> None:
+    """Set aside what is newer than the snapshot of a step, so that the run goes on from there.
+
+    Raises:
+        UserError: there is no snapshot of this step, none that verifies, or someone prunes just now.
+    """
+    with turn(runs.store) as mine:
+        manifest, newer = abandon_after(mine, runs, step)
+    status = read_status(runs)
+    if status:  # else a run that was finished would still be, were we killed before it starts
+        runs.write("status.json", msgspec.structs.replace(status, state="stopped", step=manifest.step, message=""))
+    say(f"{runs.run} goes on from step {manifest.step}; {len(newer)} newer snapshots are set aside")
 
 
 def check_unchanged(run: RunFile) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
+from fgtrain.lineage import adopt
 from fgtrain.plan import World, share
 from fgtrain.runstore import RunFile
 from fgtrain.stores import Store
@@ -23,10 +24,12 @@ def call(args: argparse.Namespace) -> int:
     store, store_notes = prepare.checked_store(args.store or prepare.default_store())
     for note in notes + store_notes:
         say(note)
+    run = prepare.begin_from(run, store, args.init_from, args.init_skip)
     if args.dry_run:
         print("\n".join(dry_run(run, store, world, args.port)))
         return 0
     runs = prepare.register(run, store)
+    adopt(run, runs)
     if args.detach:
         return foreground.detach(runs, world, args.port)
     return foreground.supervise_here(run, runs, world, args.port)
@@ -41,6 +44,7 @@ def dry_run(run: RunFile, store: Store, world: World, port: int | None) -> list[
     lines = [
         f"run        {run.name} in {store.url}",
         f"recipe     {run.recipe_file}  {run.recipe_digest[:12]}",
+        *([f"weights    of {run.init_from}"] if run.init_from else []),
         f"world      {world.nodes} nodes x {world.gpus} processes = {world.size} ranks",
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"

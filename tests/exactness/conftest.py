@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.testbed.rank_pool import RankPool
+from tests.testbed.rank_pool import Ranks
 
 
 @pytest.fixture(scope="package")
-def ranks() -> Iterator[RankPool]:
-    with RankPool(4) as pool:
+def ranks() -> Iterator[Ranks]:
+    with Ranks(4) as pool:
         yield pool

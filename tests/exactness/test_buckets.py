@@ -11,7 +11,7 @@ from fgtrain.buckets import Bucket, cut
 from fgtrain.place import Place
 from fgtrain.plan import share
 from fgtrain.tree import Node, TreeSum
-from tests.testbed.rank_pool import RankPool
+from tests.testbed.rank_pool import Ranks
 
 pytestmark = pytest.mark.train
 
@@ -64,7 +64,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize(
     ("leaves", "world"), [(1, 1), (6, 1), (2, 2), (5, 2), (8, 2), (3, 3), (8, 3), (13, 3), (4, 4), (7, 4), (16, 4)]
 )
-def test_every_element_is_summed_in_the_order_of_the_tree(ranks: RankPool, leaves: int, world: int) -> None:
+def test_every_element_is_summed_in_the_order_of_the_tree(ranks: Ranks, leaves: int, world: int) -> None:
     for found in ranks.call(world, two_steps, leaves):
         for step in range(2):
             pairs = zip(found[step], by_hand(leaves, step), strict=True)

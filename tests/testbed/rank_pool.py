@@ -22,7 +22,7 @@ T = TypeVar("T")
 _TIMEOUT_S = 120.0
 
 
-class RankPool:
+class Ranks:
     """Up to `size` ranks; use it as a context."""
 
     def __init__(self, size: int) -> None:
@@ -40,7 +40,7 @@ class RankPool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def __enter__(self) -> RankPool:
+    def __enter__(self) -> Ranks:
         return self
 
     def __exit__(self, *_: object) -> None:
