@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.spread import median_interval, ratios, spread
 from benchmarks.table import conditions, render
@@ -118,7 +118,7 @@ def measure(case: Case, world: int, rounds: int, steps: int) -> dict[str, list[S
     """Return each level's seconds a step, a round each."""
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"{folder}/meeting"
-        torch.multiprocessing.spawn(_measure, (world, meeting, case, rounds, steps), nprocs=world)  # type: ignore[attr-defined, no-untyped-call]
+        spawn(_measure, (world, meeting, case, rounds, steps), nprocs=world)  # type: ignore[no-untyped-call]
         found: dict[str, list[Seconds]] = torch.load(f"{meeting}.found")
     return found
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.spread import ratios, spread
 from benchmarks.table import conditions, render
@@ -68,7 +68,7 @@ def fixed_point(leaves: Leaves, rank: int, shares: Sequence[range]) -> list[torc
     room = BITS - (shares[-1].stop - 1).bit_length()
     shifts = [room - e for e in torch.frexp(peaks).exponent.tolist()]
     flat = torch.zeros(sum(t.numel() for t in leaves[0]), dtype=torch.int64)
-    sums = flat.split([t.numel() for t in leaves[0]])  # type: ignore[no-untyped-call]
+    sums = torch.split(flat, [t.numel() for t in leaves[0]])
     for leaf in leaves:
         for total, shift, t in zip(sums, shifts, leaf, strict=True):
             total.add_(t.view(-1).mul_(2.0**shift).to(torch.int64))  # exact: a power of two, then fewer than 63 bits
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"{folder}/meeting"
         job = (args.processes, meeting, args.elements, args.leaves, args.rounds)
-        torch.multiprocessing.spawn(_measure, job, nprocs=args.processes)  # type: ignore[attr-defined, no-untyped-call]
+        spawn(_measure, job, nprocs=args.processes)  # type: ignore[no-untyped-call]
         found: dict[str, list[float]] = torch.load(f"{meeting}.found")
     rows = []
     for name, times in found.items():

@@ -15,7 +15,7 @@ from fgtrain.place import Place, agreeing
 
 # Newer torch has renamed the option, and warns of the old name.
 _PARAMETERS = signature(DistributedDataParallel).parameters
-_SYNC_BUFFERS: dict[str, Any] = {
+_KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
 }
 
@@ -33,7 +33,7 @@ class DataParallel:
                 net,
                 device_ids=[place.local_rank] if place.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **_SYNC_BUFFERS,  # RunningStatistics agrees on them once a step
+                **_KEEP_BUFFERS,  # RunningStatistics agrees on them once a step
             )
         self.net: torch.nn.Module = self._ddp or net
         self.collective = place.size > 1

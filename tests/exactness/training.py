@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
@@ -131,7 +132,7 @@ def made_up(
             shape = (side, side, 3)
             draws = [torch.Generator().manual_seed(sample) for _, sample in ids]
             images = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=d) for d in draws]
-            labels = torch.tensor([sample % CLASSES for _, sample in ids], dtype=torch.int64)
+            labels = np.array([sample % CLASSES for _, sample in ids], dtype=np.int64)
             stacked = torch.stack(images) if images else torch.zeros(0, *shape, dtype=torch.uint8)
             yield MicroBatch(stacked, labels, ids, [BadImage("made up", "bad")] * ((step, micro) in bad))
 
