@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fgtrain import finish, loader
+from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
 from fgtrain.ema import MovingAverage
 from fgtrain.evaluate import evaluate
@@ -62,6 +63,9 @@ def train(
     """
     recipe, plan = run.recipe, run.plan
     journal = Journal(folder, place)
+    if recipe.determinism == "bits":
+        settle_kernels()
+        journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
     memory = memory_folder(run.name, folder)
     restored = load.newest(runs, place, memory, lambda text: journal.event("note", text=text))

@@ -242,7 +242,12 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
     devices = hardware.cuda_devices()
     mine = devices[number * world.gpus : (number + 1) * world.gpus]
     threads = max(1, hardware.cpu_count() // world.size)
-    env = engine.agent_env(threads=threads, address=node.address, devices=",".join(mine) if devices else None)
+    env = engine.agent_env(
+        threads=threads,
+        address=node.address,
+        devices=",".join(mine) if devices else None,
+        bits=run.recipe.determinism == "bits",
+    )
     return Command(argv, env, run.cwd, "agent.log")
 
 

@@ -106,7 +106,11 @@ class Ours:
         folder = Path(settings.folder) / "memory" / f"rank{place.rank}"
         self._saver = Saver(
             *(self.runs, place, attempt.attempt, folder),
-            slots=3, copies=False, determinism="samples", last=None, verified=False,
+            slots=3,
+            copies=False,
+            determinism="samples",
+            last=None,
+            verified=False,
         )
         self._state, self._trainer = state, trainer
 

@@ -179,7 +179,7 @@ def _broadcast(value: Any, source: int, place: Place) -> Any:
 
 
 def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
-    """Return the newest of the manifests `names` (rising) whose every byte verifies, with its state; None without names.
+    """Return the newest of the manifests `names` (rising) whose every byte verifies; None without names.
 
     Raises:
         Corrupt: none of them verifies.
