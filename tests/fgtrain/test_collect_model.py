@@ -182,6 +182,23 @@ class Machine(RuleBasedStateMachine):
         with self.watched(schedule, killed_at) as store, turn(store, lambda: self.time) as mine:
             collect(mine, GRACE_S, streams=1)
 
+    @rule(run=st.sampled_from(RUNS), which=st.integers(0, 1), wait=st.integers(0, 3), requests=st.integers(1, 2))
+    def collect_while_garbage_is_written_anew(self, run: str, which: int, wait: int, requests: int) -> None:
+        self.leave_old_garbage(run, CONTENTS)
+        saving = [(run, SAVE, [CONTENTS[which]], requests)]
+        self.collect(schedule=(True, wait, 1, saving), killed_at=None, age=0)
+
+    @rule(
+        run=st.sampled_from(RUNS), fresh=st.binary(min_size=4, max_size=4), seconds=st.sampled_from([1.0, SAVE_S - 9])
+    )
+    def collect_twice_during_a_save(self, run: str, fresh: bytes, seconds: float) -> None:
+        self.savers[run].restart()
+        self.act(run, SAVE, [fresh], 1)
+        self.time += seconds
+        for _ in range(2):
+            self.collect(schedule=(False, 0, 1, []), killed_at=None, age=1)
+        self.act(run, SAVE, [fresh], 2)
+
     @precondition(lambda self: any(s.last for s in self.savers.values()))
     @rule(run=st.sampled_from(RUNS), which=st.integers(0, 9), killed_at=st.one_of(st.none(), st.integers(0, 30)))
     def go_back(self, run: str, which: int, killed_at: int | None) -> None:
