@@ -63,7 +63,8 @@ class Supervisor:
 
     def supervise(self) -> Outcome:
         """Run to the end. Nothing that was started is left running."""
-        self._runs.store.delete(self._runs.key("stop"))
+        for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
+            self._runs.store.delete(self._runs.key(leftover))
         restore = [(s, signal.signal(s, self._interrupt)) for s in (signal.SIGINT, signal.SIGTERM)]
         try:
             self._heartbeat("running")
