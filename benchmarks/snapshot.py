@@ -2,8 +2,8 @@
 
     python benchmarks/snapshot.py [--rounds N] [--peer-rounds N] [--models resnet50 vit_base_patch16_224]
 
-Bars (DESIGN §8): stall <= 1.2 of one memcpy of S / N and < 1/10 of dcp.async_save; commit and restore >= 0.85 of the raw
-client's PUT and GET of the same bytes; bytes after k steps with frozen layers <= 1.05 of what changed.
+Bars (DESIGN §8): stall <= 1.2 of one memcpy of S / N and < 1/10 of dcp.async_save; commit and restore >= 0.85 of the
+raw client's PUT and GET of the same bytes; bytes after k steps with frozen layers <= 1.05 of what changed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ def run_job(server: S3Server, model: str, frozen: bool, args: argparse.Namespace
     image, batch = _IMAGE.get(model, (224, 1))
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         settings = {
-            "model": model, "image": image, "batch": batch, "frozen": frozen, "folder": folder,
-            "store": f"s3://{server.bucket}/ours", "bucket": server.bucket,
+            "model": model,
+            "image": image,
+            "batch": batch,
+            "frozen": frozen,
+            "folder": folder,
+            "store": f"s3://{server.bucket}/ours",
+            "bucket": server.bucket,
             "prefix": f"peers/{model}-{frozen}",
-            "rounds": args.rounds, "peer_rounds": 0 if frozen else args.peer_rounds,
+            "rounds": args.rounds,
+            "peer_rounds": 0 if frozen else args.peer_rounds,
         }
-        job = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={_RANKS}", "--master-port=0"]
+        job = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={_RANKS}", "--standalone"]
         done = subprocess.run(
             [*job, "-m", "benchmarks.snapshots.job", msgspec.json.encode(settings).decode()],
             env=os.environ | server.env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -72,8 +78,8 @@ def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
             f"{name}: ours",
             _ms(stall),
             f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
-            f"{spread(mb).median:.0f} / {spread(raw_put).median:.0f} = {spread(mb).median / spread(raw_put).median:.2f}",
-            f"{spread(got).median:.0f} / {spread(raw_get).median:.0f} = {spread(got).median / spread(raw_get).median:.2f}",
+            _against(mb, raw_put),
+            _against(got, raw_get),
             f"{later[-1]['bytes_new'] / 1e6:.1f} of {found['state_bytes'] / 1e6:.1f}",
             f"{drag:.2f}",
         ],
@@ -84,6 +90,11 @@ def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
         times = blocked.median / max(floor.median, 1e-9)
         lines.append([f"{name}: {method}", _ms(blocked), f"{times:.1f}", f"{speed:.0f}", "", "", ""])
     return lines
+
+
+def _against(ours: list[float], limit: list[float]) -> str:
+    a, b = spread(ours).median, spread(limit).median
+    return f"{a:.0f} / {b:.0f} = {a / b:.2f}"
 
 
 def _ms(seconds: Any) -> str:

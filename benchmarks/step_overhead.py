@@ -107,7 +107,7 @@ def store_url(folder: Path) -> str:
 def environment(processes: int) -> dict[str, str]:
     """Return the environment of every loop: what the launcher gives its workers, and this project's folder."""
     threads = max(1, hardware.cpu_count() // processes)
-    ours = engine.agent_env(threads=threads, devices=None, address="127.0.0.1")
+    ours = engine.agent_env(threads=threads, devices=None, address="127.0.0.1", bits=False)
     return {**os.environ, **ours, "PYTHONPATH": str(peers.ROOT)}
 
 

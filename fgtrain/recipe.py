@@ -115,7 +115,11 @@ class Snapshots(Part):
 
 
 class Recipe(Part):
-    """A training run, described whole."""
+    """A training run, described whole.
+
+    `determinism` is what is the same at any world size and after any number of restarts: with "samples", which samples
+    each step sees, and how they look; with "bits" also every bit of the weights, on one kind of device.
+    """
 
     model: Model
     data: Data
@@ -128,7 +132,7 @@ class Recipe(Part):
     ema: Ema | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
-    determinism: Literal["samples"] = "samples"
+    determinism: Literal["samples", "bits"] = "samples"
     seed: int = 0
     loader: Loader = Loader()
     evaluate: Evaluate = Evaluate()

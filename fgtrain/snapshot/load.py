@@ -77,7 +77,9 @@ class _Part(NamedTuple):
 def _from_memory(
     runs: RunStore, place: Place, memory: Path, committed: int, note: Callable[[str], None]
 ) -> Restored | None:
-    mine = _parts(memory, runs.run)
+    # What was staged before the run was sent back to an older snapshot must not bring the abandoned steps back.
+    fence = from_leader(runs.fence() if place.leads else 0, place)
+    mine = [part for part in _parts(memory, runs.run) if part.attempt > fence]
     everyone: list[list[_Part]] = [mine]
     if place.size > 1:
         everyone = [[] for _ in range(place.size)]
@@ -177,7 +179,7 @@ def _broadcast(value: Any, source: int, place: Place) -> Any:
 
 
 def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
-    """Return the newest of the manifests `names` (rising) whose every byte verifies, with its state; None without names.
+    """Return the newest of the manifests `names` (rising) whose every byte verifies; None without names.
 
     Raises:
         Corrupt: none of them verifies.
@@ -188,7 +190,7 @@ def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[s
             if isinstance(manifest, FglaunchError):
                 raise manifest
             assert manifest is not None
-            tensors = _tensors(runs, manifest, place)
+            tensors = read_tensors(runs, manifest, place)
             return Restored(manifest.step, "store", tensors, manifest.values, manifest, True, {})
         except Corrupt as error:
             if place.leads:
@@ -205,7 +207,12 @@ def _manifest(runs: RunStore, name: str) -> Manifest | Corrupt:
         return error
 
 
-def _tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torch.Tensor]:
+def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torch.Tensor]:
+    """Read and verify all tensors of a manifest from the store; all ranks call together.
+
+    Raises:
+        Corrupt, StoreError
+    """
     buffers = {name: torch.empty(group.bytes_, dtype=torch.uint8) for name, group in manifest.groups.items()}
     chunks = [
         (name, number * group.chunk_bytes, bytes_, group.chunks[number])

@@ -60,6 +60,22 @@ class Runs:
         assert done.stdout
         return done.stdout
 
+    def processes(self) -> list[int]:
+        """Return every living process that was started with this store or work folder, detached ones too."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                known = f"FGLAUNCH_WORK={self.work}".encode() in (folder / "environ").read_bytes().split(b"\0")
+                if known and int(folder.name) != os.getpid():
+                    found.append(int(folder.name))
+        return found
+
+    def end(self) -> None:
+        """Kill whatever is left, also what was detached."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     @contextlib.contextmanager
     def start(self, name: str, *args: str) -> Iterator[LiveRun]:
         """Start a run in the foreground; whatever is left of it at the end of the `with` is killed."""
