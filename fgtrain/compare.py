@@ -48,7 +48,8 @@ def compare(a: tuple[RunStore, Manifest], b: tuple[RunStore, Manifest]) -> Compa
         StoreUnavailable: worth another try.
     """
     chunks_a, chunks_b = a[1].chunks(), b[1].chunks()
-    names = [n for n in sorted(a[1].tensors.keys() | b[1].tensors.keys()) if n.split("/")[0] in WEIGHTS]
+    either = sorted(a[1].tensors.keys() | b[1].tensors.keys(), key=lambda n: (n.startswith("ema/"), n))
+    names = [n for n in either if n.split("/")[0] in WEIGHTS]
     reader_a, reader_b = TensorBytes(*a), TensorBytes(*b)
     found = (_difference(name, a[1], b[1], reader_a, reader_b) for name in names)
     return Comparison(
