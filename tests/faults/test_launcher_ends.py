@@ -57,7 +57,7 @@ def in_full_flow(runs: Runs, name: str) -> Iterator[LiveRun]:
 
 
 def finishes(runs: Runs, name: str, *args: str) -> None:
-    done = runs.call("resume", name, *args, timeout_s=400)
+    done = runs.call("resume", name, *args)
     assert done.returncode == 0, done.stderr
     assert f"run {name} finished" in done.stderr.splitlines()[-1]
     assert "attempt 1:" not in done.stderr

@@ -139,7 +139,7 @@ def test_detached_run_is_stopped_and_goes_on_elsewhere_as_recorded(runs: Runs, r
     assert "optim.lr: 0.003, now 1.0" in refused.stderr
     resumed = runs.call("resume", "moved", "--gpus", "3", "--as-recorded", "--detach")
     assert resumed.returncode == 0, resumed.stderr
-    watched = runs.call("attach", "moved", timeout_s=400)
+    watched = runs.call("attach", "moved")
     assert watched.returncode == 0, watched.stderr
     assert f"attempt 2: from step {newest} of 90, 3 processes" in watched.stderr
     assert "run moved finished" in watched.stderr.splitlines()[-1]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FGLAUNCH = (sys.executable, "-m", "launcher")
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 240.0) -> Any:
     """Return the condition's first true value; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -41,7 +41,7 @@ class Runs:
             **env,
         }
 
-    def call(self, *args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def call(self, *args: str, timeout_s: float = 400.0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             [*FGLAUNCH, *args], capture_output=True, text=True, env=self.env, cwd=ROOT, timeout=timeout_s, check=False
@@ -143,7 +143,7 @@ class LiveRun:
                         found.append((int(folder.name), argv))
         return sorted(found, key=lambda p: (p[1][-2:], p[0]))
 
-    def wait(self, timeout_s: float = 180.0) -> int:
+    def wait(self, timeout_s: float = 400.0) -> int:
         """Wait for the launcher to end; returns its exit code."""
         return self.process.wait(timeout_s)
 
