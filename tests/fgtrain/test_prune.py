@@ -15,6 +15,8 @@ from fgtrain.manifest import chunk_key, encode, manifest_name
 from fgtrain.prune import Policy, choose, foresee_pruning, prune
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from tests.fgtrain.test_stores import s3_store
+from tests.testbed.s3 import S3Server
 from tests.testbed.snapshots import take_snapshot
 
 names = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 2)), unique=True, max_size=15).map(
@@ -140,3 +142,20 @@ def test_chunks_go_by_way_of_the_trash_and_can_be_read_there(runs: RunStore) -> 
     assert [e.key for e in runs.store.list("trash/")] == [f"trash/{chunk[:2]}/{chunk}"]
     assert runs.get_chunk(chunk) == b"aaaa"
     runs.check_size(chunk, 4)
+
+
+def test_pruning_on_an_s3_server(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = RunStore(s3_store(seaweedfs, monkeypatch), "r")
+    runs.store.put("runs/r/run.json", b'{"name": "r"}')
+    first = take_snapshot(runs, 1, b"aaaabbbb")
+    take_snapshot(runs, 2, b"aaaacccc")
+    with turn(runs.store) as mine:
+        pruned = prune(mine, runs, Policy(1), -5)  # set aside what is younger than in five seconds
+    assert pruned.collected is not None
+    assert pruned.collected.set_aside.bytes_ == 4
+    assert all(runs.get_chunk(c) for c in first.chunks())
+    with turn(runs.store) as mine:
+        pruned = prune(mine, runs, Policy(1), 0)
+    assert pruned.collected is not None
+    assert pruned.collected.deleted.bytes_ == 4
+    assert sorted(e.bytes_ for e in runs.store.list()) == sorted([4, 4, *(e.bytes_ for e in runs.store.list("runs/"))])
