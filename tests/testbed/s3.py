@@ -160,7 +160,17 @@ def command(server: S3Server) -> list[str]:
     if server.kind == "rclone":
         keys = f"{server.access_key},{server.secret_key}"
         where = ["--addr", f"127.0.0.1:{port}", "--auth-key", keys]
-        return [program, "serve", "s3", str(data), *where, "--vfs-cache-mode", "off", "--config", os.devnull]
+        return [
+            program,
+            "serve",
+            "s3",
+            str(data),
+            *where,
+            "--vfs-cache-mode",
+            "off",
+            "--config",
+            str(data.parent / f"{data.name}.conf"),
+        ]
     return [program, *seaweed_arguments(server, data)]
 
 
