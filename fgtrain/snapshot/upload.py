@@ -154,7 +154,7 @@ class Uploader:
         names = [n for n in self._runs.manifest_names() if n.endswith(f"-{self._attempt:05d}")]
         if names and (self._last is None or self._last.name != names[-1]):
             self._last = self._runs.manifest(names[-1])
-            self._safe |= set(self._last.chunks())
+            self._safe = set(self._last.chunks())  # those of older commits may be pruned and collected
 
     @property
     def last(self) -> Manifest | None:
@@ -202,7 +202,7 @@ class Uploader:
             raise Fenced(f"attempt {self._attempt} of {self._runs.run} was replaced by a newer one")
         self._runs.commit(manifest)
         self._last = manifest
-        self._safe |= set(manifest.chunks())
+        self._safe = set(manifest.chunks())
         self._clean(header.step)
         return manifest
 

@@ -163,6 +163,23 @@ def test_failing_store_never_costs_a_snapshot(tmp_path: Path, seed: int) -> None
     assert faulty.injected
 
 
+def test_chunks_of_a_pruned_snapshot_are_stored_again_by_the_saver_that_wrote_them(tmp_path: Path) -> None:
+    """Weights that come back to what they were two commits ago, by the same uploader."""
+    scene = Scene(tmp_path)
+    uploader = Uploader(scene.runs, tmp_path, 1, 0, scene.last, trusted=frozenset(scene.last.chunks()))
+    for step, contents in ((2, b"xxxx"), (3, b"yyyy"), (4, b"xxxx")):
+        header = staged_share(tmp_path, "r", step, contents, attempt=1)
+        uploader.store_share(header)
+        uploader.commit(header)
+        scene.time += 10 * GRACE_S
+        for _ in range(2):
+            scene.time += 2 * GRACE_S
+            with turn(scene.store, lambda: scene.time) as mine:
+                prune(mine, scene.runs, Policy(1), GRACE_S, streams=1)
+        uploader._pending.clear()  # its hour is over: a monotonic clock that tests cannot move
+    assert Verifier(scene.runs, by_bytes).problem(scene.runs.manifest("0000000004-00001")) is None
+
+
 def test_manifest_that_cannot_be_read_stops_collections_everywhere(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.store.put("runs/other/manifests/0000000001-00001", b"of another format")
