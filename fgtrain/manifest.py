@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fgtrain.errors import Corrupt
+from fgtrain.sealed import seal, unseal
 
 FORMAT = 1
 
@@ -130,8 +131,7 @@ def weights_digest(groups: dict[str, Group], tensors: dict[str, TensorSpan], nam
 
 def encode(manifest: Manifest) -> bytes:
     """Encode with a checksum of its own in the first line."""
-    body = msgspec.json.encode(manifest, order="deterministic")
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return seal(msgspec.json.encode(manifest, order="deterministic"))
 
 
 def decode(data: bytes) -> Manifest:
@@ -140,9 +140,7 @@ def decode(data: bytes) -> Manifest:
     Raises:
         Corrupt: truncated, altered, or of a format this version does not know.
     """
-    digest, _, body = data.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise Corrupt("the manifest's checksum does not match")
+    body = unseal(data, "the manifest")
     try:
         return msgspec.json.decode(body, type=Manifest)
     except msgspec.ValidationError as error:

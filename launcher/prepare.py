@@ -102,6 +102,10 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
         raise RecipeError(f"{path}: data.crop={recipe.data.crop} is larger than data.resize={recipe.data.resize}")
     if recipe.loader.workers < 0:
         raise RecipeError(f"{path}: loader.workers={recipe.loader.workers}: it must be 0 or more")
+    if recipe.snapshots.slots < 2:
+        raise RecipeError(
+            f"{path}: snapshots.slots={recipe.snapshots.slots}: one is kept while another fills: 2 or more"
+        )
     if not 0 <= recipe.label_smoothing < 1:
         raise RecipeError(f"{path}: label_smoothing={recipe.label_smoothing}: it must be in [0, 1)")
 

@@ -41,6 +41,11 @@ class Layout:
             self.group_bytes[group] = offset
         self.chunk_bytes = chunk_bytes or chunk_bytes_for(sum(self.group_bytes.values()))
 
+    def fits(self, tensors: Tensors) -> bool:
+        """Tell whether this is the layout of these tensors: the same names in the same groups, as long as they were."""
+        there = {name: (group, t.nbytes) for group, some in tensors.items() for name, t in some.items()}
+        return there == {name: (span.group, span.bytes_) for name, span in self.spans.items()}
+
     def chunks(self) -> list[tuple[str, int, int]]:
         """Return (group, number, bytes) of every chunk, in a fixed order."""
         return [

@@ -15,6 +15,14 @@ class Persist(msgspec.Struct, frozen=True, tag=True):
     rehash: bool = False
 
 
+class Abandon(msgspec.Struct, frozen=True, tag=True):
+    """This rank could not stage its share of `step`: tell the others, so that none waits for it."""
+
+    step: int
+    slot: str
+    reason: str
+
+
 class Stored(msgspec.Struct, frozen=True, tag=True):
     """This rank's share of `step` is stored and its slot may be used again."""
 
@@ -45,7 +53,7 @@ class Quit(msgspec.Struct, frozen=True, tag=True):
     """Finish what was asked for, then leave."""
 
 
-Order = Persist | Quit
+Order = Persist | Abandon | Quit
 Report = Stored | Committed | Failed
 
 

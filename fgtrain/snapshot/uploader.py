@@ -10,14 +10,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from fgtrain.errors import Corrupt, FglaunchError
+from fgtrain.errors import Corrupt, FglaunchError, StoreUnavailable
 from fgtrain.lifeline import die_with_parent
 from fgtrain.runstore import RunStore
-from fgtrain.snapshot.protocol import Committed, Failed, Order, Persist, Report, Stored, encode
+from fgtrain.snapshot.protocol import Abandon, Committed, Failed, Order, Persist, Quit, Report, Stored, encode
 from fgtrain.snapshot.staged import Header, read_header
 from fgtrain.snapshot.upload import Fenced, Uploader
 from fgtrain.stores import open_store
@@ -50,10 +51,19 @@ def main() -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
+    Service(lambda: make_uploader(start), Path(start.folder), start.rank).serve()
+
+
+def make_uploader(start: Start) -> Uploader:
+    """Look up what an uploader goes on from.
+
+    Raises:
+        Corrupt, StoreError: the manifest cannot be read.
+    """
     runs = RunStore(open_store(start.store), start.run)
     last = runs.manifest(start.last) if start.last else None
     chunks = frozenset(last.chunks()) if last else frozenset[str]()
-    uploader = Uploader(
+    return Uploader(
         runs,
         Path(start.folder),
         start.attempt,
@@ -62,14 +72,14 @@ def main() -> None:
         trusted=chunks if start.verified else frozenset(),
         doubtful=frozenset(start.inherited) if start.verified else chunks | frozenset(start.inherited),
     )
-    Service(uploader, Path(start.folder), start.rank).serve()
 
 
 class Service:
     """Takes orders, one share at a time; the other ranks learn of a commit when they store the next."""
 
-    def __init__(self, uploader: Uploader, folder: Path, rank: int) -> None:
-        self._uploader = uploader
+    def __init__(self, make: Callable[[], Uploader], folder: Path, rank: int) -> None:
+        self._make = make
+        self._uploader: Uploader | None = None
         self._folder = folder
         self._rank = rank
         self._heard = ""
@@ -78,30 +88,45 @@ class Service:
         """Work until the orders end."""
         for line in sys.stdin.buffer:
             order = msgspec.json.decode(line, type=Order)
-            if not isinstance(order, Persist):
+            if isinstance(order, Quit):
                 return
-            self._persist(order)
+            self._answer(order)
 
-    def _persist(self, order: Persist) -> None:
-        started = time.monotonic()
-        header = read_header(self._folder, order.slot)
+    def _answer(self, order: Persist | Abandon) -> None:
+        """Carry an order out; whatever happens, its rank hears of it."""
+        slot = order.slot
         try:
-            if header is None or header.step != order.step:
-                raise Corrupt(f"slot {order.slot} does not hold step {order.step}")
-            self._uploader.store_share(header, rehash=order.rehash)
-            self._say(Stored(order.step, order.slot))
+            uploader = self._uploader = self._uploader or self._make()
+            if isinstance(order, Abandon):
+                raise StoreUnavailable(order.reason)
+            started = time.monotonic()
+            header = self._store(uploader, order)
+            slot = ""  # once told that it is stored, the rank may put something else there
             if self._rank == 0:
-                self._say(self._commit(header, started))
-            elif (last := self._uploader.last) and last.name != self._heard:
+                self._say(self._commit(uploader, header, started))
+            elif (last := uploader.last) and last.name != self._heard:
                 self._heard = last.name
                 self._say(Committed(last.step, last.name, 0, 0, 0.0))
         except FglaunchError as error:
-            self._say(Failed(order.step, order.slot, str(error), isinstance(error, Fenced)))
+            self._fail(order.step, slot, str(error), fenced=isinstance(error, Fenced))
         except Exception as error:  # never a silent end: the rank counts on an answer
-            self._say(Failed(order.step, order.slot, f"{type(error).__name__}: {error}", False))
+            self._fail(order.step, slot, f"{type(error).__name__}: {error}")
 
-    def _commit(self, header: Header, started: float) -> Committed:
-        manifest = self._uploader.commit(header)
+    def _store(self, uploader: Uploader, order: Persist) -> Header:
+        header = read_header(self._folder, order.slot)
+        if header.step != order.step:
+            raise Corrupt(f"slot {order.slot} does not hold step {order.step}")
+        uploader.store_share(header, rehash=order.rehash)
+        self._say(Stored(order.step, order.slot))
+        return header
+
+    def _fail(self, step: int, slot: str, reason: str, *, fenced: bool = False) -> None:
+        self._say(Failed(step, slot, reason, fenced))
+        if self._uploader and self._rank != 0:
+            self._uploader.give_up(step, reason)
+
+    def _commit(self, uploader: Uploader, header: Header, started: float) -> Committed:
+        manifest = uploader.commit(header)
         seconds = round(time.monotonic() - started, 3)
         return Committed(manifest.step, manifest.name, manifest.bytes_new, manifest.bytes_shared, seconds)
 
