@@ -1,0 +1,41 @@
+"""What a toy run is told. Without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from fgtrain.recipe import Snapshots
+
+RUN = "toy"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run is, how far it goes (steps), how large its world is, and how it takes snapshots.
+
+    `pace_s` is how long a step takes at least; `final_s` how long the last snapshot may take.
+    """
+
+    store: str
+    work: str
+    nodes: int
+    gpus: int
+    steps: int = 1_000_000
+    pace_s: float = 0.005
+    final_s: float = 60.0
+    restarts: int = 1_000_000
+    snapshots: Snapshots = Snapshots(steps=7, memory_steps=2)
+
+    def node(self, number: int) -> Path:
+        """Return a node's working folder."""
+        return Path(self.work) / f"node{number}"
+
+    @property
+    def stop(self) -> Path:
+        """A file that asks the run to stop."""
+        return Path(self.work) / "stop"
+
+    def pid_file(self, kind: str, number: int = 0) -> Path:
+        """Return the file that holds the process ID of an agent (by node) or a worker (by rank)."""
+        return Path(self.work) / "pids" / f"{kind}{number}"
