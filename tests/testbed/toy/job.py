@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from fgtrain.recipe import Snapshots
 
 RUN = "toy"
+MICRO_BATCHES = 4
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,3 +41,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def pid_file(self, kind: str, number: int = 0) -> Path:
         """Return the file that holds the process ID of an agent (by node) or a worker (by rank)."""
         return Path(self.work) / "pids" / f"{kind}{number}"
+
+    def enter(self, kind: str, number: int) -> None:
+        """Leave this process's ID for those who hurt it; at once and whole, for half an ID is somebody else's."""
+        file = self.pid_file(kind, number)
+        fresh = file.with_name(f"{file.name}.{os.getpid()}")
+        fresh.write_text(str(os.getpid()))
+        fresh.replace(file)

@@ -7,6 +7,8 @@ agent keeps its workers. Each is killed with its parent, as in the product.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -14,6 +16,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -49,7 +52,10 @@ def supervise(job: Job) -> int:
     os.dup2(log, 2)
     for _ in range(job.restarts + 1):
         meeting = Path(job.work) / f"meeting-{uuid.uuid4().hex}"
-        agents = [fork(lambda node=node: keep_node(job, node, meeting)) for node in range(job.nodes)]  # type: ignore[misc]
+        agents = [fork(partial(keep_node, job, node, meeting)) for node in range(job.nodes)]
+        for agent in agents:
+            with contextlib.suppress(OSError):  # it has done so itself, and perhaps ended
+                os.setpgid(agent, agent)
         if all_end_well(agents, os.killpg):
             return 0
     return 1
@@ -58,16 +64,17 @@ def supervise(job: Job) -> int:
 def keep_node(job: Job, node: int, meeting: Path) -> int:
     """Be a node's agent."""
     os.setpgid(0, 0)
-    job.pid_file("agent", node).write_text(str(os.getpid()))
+    job.enter("agent", node)
     ranks = range(job.gpus)
-    workers = [fork(lambda local=local: be_worker(job, node, local, meeting)) for local in ranks]  # type: ignore[misc]
+    workers = [fork(partial(be_worker, job, node, local, meeting)) for local in ranks]
     return 0 if all_end_well(workers, os.kill) else 1
 
 
 def be_worker(job: Job, node: int, local_rank: int, meeting: Path) -> int:
     """Be one rank."""
+    faulthandler.register(signal.SIGUSR1)  # where it hangs, into the log
     rank = node * job.gpus + local_rank
-    job.pid_file("worker", rank).write_text(str(os.getpid()))
+    job.enter("worker", rank)
     worker.work(job, node, worker.join(job, node, local_rank, meeting))
     return 0
 
@@ -98,7 +105,7 @@ def main() -> None:
             if not line:
                 return
             job = msgspec.json.decode(line, type=Job)
-            print("started", fork(lambda job=job: supervise(job)), flush=True)  # type: ignore[misc]
+            print("started", fork(partial(supervise, job)), flush=True)
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:

@@ -1,4 +1,4 @@
-"""The toy's state: integers of every dtype that walk a known way, so that each step's bytes are known in closed form."""
+"""The toy's state: numbers of every dtype that walk a known way, so that each step's bytes are known."""
 
 from __future__ import annotations
 

@@ -21,10 +21,9 @@ from fgtrain.snapshot.save import Saver
 from fgtrain.state import State
 from fgtrain.step import StepReport, Wishes
 from fgtrain.stores import open_store
-from tests.testbed.toy.job import RUN, Job
+from tests.testbed.toy.job import MICRO_BATCHES, RUN, Job
 from tests.testbed.toy.state import BUFFERS, ToyState, problem
 
-MICRO_BATCHES = 4
 _PEER_TIMEOUT_S = 30.0
 
 
