@@ -136,7 +136,7 @@ class ToyRun:
         IDs are used again, and some stand for everything there is: nothing is signalled but what descends from the
         supervisor, each by its own ID.
         """
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
             supervisor = psutil.Process(self.pid)
             mine = (
                 {p.pid for p in [supervisor, *supervisor.children(recursive=True)]} if self._ours(supervisor) else set()

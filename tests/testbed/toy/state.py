@@ -39,7 +39,7 @@ WALKS = {
     "optim/flags": Walk("optim", (333,), torch.bool, 1, 1, 2),
     "optim/q": Walk("optim", (777,), torch.int8, 3, 5, 127),
     "optim/none": Walk("optim", (0, 3), torch.float32, 1, 1, 2),
-    "optim/late": Walk("optim", (300_000,), torch.bfloat16, 7, 9, 251, born=LATE),
+    "optim/late": Walk("optim", (300_000,), torch.bfloat16, 7, 9, 241, born=LATE),
 }
 BUFFERS = {"model/running"}
 
