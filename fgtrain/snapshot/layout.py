@@ -95,7 +95,10 @@ def flat_bytes(t: torch.Tensor, order: tuple[int, ...] | None = None) -> torch.T
     """View a tensor as flat uint8 in memory order; one that is not dense is copied."""
     order = memory_order(t) if order is None else order
     t = t.detach()
-    return (t.permute(order) if order else t.contiguous()).reshape(-1).view(torch.uint8)
+    flat = (t.permute(order) if order else t.contiguous()).reshape(-1)
+    if flat.numel() <= 1:  # of any stride, and yet contiguous
+        flat = flat.as_strided((flat.numel(),), (1,))
+    return flat.view(torch.uint8)
 
 
 def tensor_at(buffer: torch.Tensor, span: TensorSpan) -> torch.Tensor:

@@ -216,7 +216,7 @@ def _tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torc
         data = runs.get_chunk(digest)
         if len(data) != bytes_:
             raise Corrupt(f"chunk {digest[:12]} has {len(data)} bytes, not {bytes_}")
-        buffers[name][start : start + bytes_] = torch.frombuffer(data, dtype=torch.uint8)
+        memoryview(buffers[name].numpy())[start : start + bytes_] = data
 
     problem: FglaunchError | None = None
     with ThreadPoolExecutor(_STREAMS) as pool:

@@ -214,12 +214,15 @@ class Uploader:
             values=header.values,
             logs=self._logs(header.step, [p.lines for p in parts]),
         )
-        if max(self._runs.attempts(), default=0) > self._attempt:
-            raise Fenced(f"attempt {self._attempt} of {self._runs.run} was replaced by a newer one")
+        self._check_fence()
         self._create(manifest)
         self._go_on_from(manifest)
         self._clean(header.step)
         return manifest
+
+    def _check_fence(self) -> None:
+        if max(self._runs.attempts(), default=0) > self._attempt:
+            raise Fenced(f"attempt {self._attempt} of {self._runs.run} was replaced by a newer one")
 
     def _create(self, manifest: Manifest) -> None:
         """Create the manifest; if the answer is lost, see whether it is there."""
@@ -245,6 +248,7 @@ class Uploader:
             if gone_on or time.monotonic() > deadline or newer():
                 why = f"; rank {gone_on[0]} has gone on without" if gone_on else ""
                 raise StoreUnavailable(f"{len(there)} of {header.world} ranks stored their share{why}")
+            self._check_fence()  # a newer attempt's commit takes the part lists of older ones away
             self._sleep(pause)
             pause = min(pause * 1.5, 1.0)
 

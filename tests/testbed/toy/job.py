@@ -16,7 +16,8 @@ MICRO_BATCHES = 4
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run is, how far it goes (steps), how large its world is, and how it takes snapshots.
 
-    `pace_s` is how long a step takes at least; `final_s` how long the last snapshot may take.
+    `pace_s` is how long a step takes at least; `final_s` how long the last snapshot may take; `restarts` how often all
+    may begin anew; `env` is added to its environment.
     """
 
     store: str
@@ -27,6 +28,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     pace_s: float = 0.005
     final_s: float = 60.0
     restarts: int = 1_000_000
+    env: dict[str, str] = {}
     snapshots: Snapshots = Snapshots(steps=7, memory_steps=2)
 
     def node(self, number: int) -> Path:

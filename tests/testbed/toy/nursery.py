@@ -47,6 +47,7 @@ def fork(child: Callable[[], int]) -> int:
 def supervise(job: Job) -> int:
     """Keep a run going; 0 when every agent ended well."""
     os.setsid()
+    os.environ.update(job.env)
     log = os.open(Path(job.work) / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

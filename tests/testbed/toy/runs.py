@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import psutil  # type: ignore[import-untyped]
+import pytest
 
 from fgtrain.errors import Corrupt
 from fgtrain.runstore import RunStore
@@ -111,6 +112,19 @@ class ToyRun:
         assert not self.failed(), self.log()
         return self.events(kind)[count - 1]
 
+    def notes(self) -> str:
+        """Return all notes, a line each."""
+        return "\n".join(e["text"] for e in self.events("note"))
+
+    def wait_note(self, part: str) -> None:
+        """Wait until there is a note with this in it."""
+        wait_for(lambda: part in self.notes() or self.failed(), f"a note on {part!r}: {self.notes()} {self.log()}")
+        assert part in self.notes(), self.log()
+
+    def wait_steps(self, more: int) -> None:
+        """Wait until so many more steps are done."""
+        self.wait_event("did", len(self.events("did")) + more)
+
     def failed(self) -> bool:
         """Tell whether the supervisor ended badly."""
         return self._nursery.ended.get(self.pid, 0) > 0
@@ -186,13 +200,11 @@ class ToyRun:
 
     def memory(self, node: int) -> tuple[Path, ...]:
         """Return where a node's ranks stage."""
-        mine = dict(os.environ)
-        os.environ["FGLAUNCH_MEMORY"] = str(self._nursery.memory)
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FGLAUNCH_MEMORY", str(self._nursery.memory))
+            for name, value in self.job.env.items():
+                patch.setenv(name, value)
             return memory_folders(RUN, self.job.node(node))
-        finally:
-            os.environ.clear()
-            os.environ.update(mine)
 
     def committed(self) -> int:
         """Return the step of the newest manifest, all of whose chunks are there; every manifest must be so."""
