@@ -35,6 +35,7 @@ class Arena:
             pinned: whether a device copies into it.
         """
         self._folders = list(folders)
+        self._left: list[Path] = []
         self._names = [f"slot{i}" for i in range(slots)]
         self._note, self._pinned = note, pinned
         self._files: dict[str, MemoryFile] = {}
@@ -66,12 +67,9 @@ class Arena:
                 problem = f"{self.folder} cannot hold {sum(wanted.values()):,} bytes of snapshots: {error.strerror}"
             else:
                 return
-            if self._complete or self.uploading:
-                raise StoreUnavailable(problem)  # what is there already is worth more than room for the next
-            self._clear()
-            if len(self._folders) == 1:
+            if self.uploading or len(self._folders) == 1:
                 raise StoreUnavailable(problem)
-            del self._folders[0]
+            self._leave()
             self._note(f"{problem}; they go to {self.folder}")
 
     def _grow(self, name: str, bytes_: int) -> None:
@@ -82,10 +80,18 @@ class Arena:
         if self._pinned:
             page_lock(self._views[name])
 
-    def _clear(self) -> None:
+    def _leave(self) -> None:
+        """Begin anew in the next folder. What is complete in this one stays there until there is as much again."""
         self._files.clear()
         self._views.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._left.append(self._folders.pop(0))
+        if not self._complete:
+            self._forget_left()
+        self._complete.clear()
+
+    def _forget_left(self) -> None:
+        while self._left:
+            shutil.rmtree(self._left.pop(), ignore_errors=True)
 
     def view(self, name: str) -> torch.Tensor:
         """Return the memory of a slot (or `FROZEN`) as flat uint8."""
@@ -120,5 +126,7 @@ class Arena:
         try:
             staged.write_header(self.folder, slot, header)
             self._complete.append(slot)
+            if len(self._complete) >= _KEPT:
+                self._forget_left()
         finally:
             self._filling = None

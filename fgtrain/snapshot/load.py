@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -216,7 +217,7 @@ def _tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torc
         data = runs.get_chunk(digest)
         if len(data) != bytes_:
             raise Corrupt(f"chunk {digest[:12]} has {len(data)} bytes, not {bytes_}")
-        memoryview(buffers[name].numpy())[start : start + bytes_] = data
+        buffers[name].numpy()[start : start + bytes_] = np.frombuffer(data, dtype=np.uint8)
 
     problem: FglaunchError | None = None
     with ThreadPoolExecutor(_STREAMS) as pool:

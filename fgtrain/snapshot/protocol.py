@@ -8,8 +8,12 @@ import msgspec
 
 
 class Persist(msgspec.Struct, frozen=True, tag=True):
-    """Upload the staged share in `slot`; `rehash`: what should not have changed was staged anew, look at it again."""
+    """Upload the staged share in `slot` of `folder`.
 
+    `rehash`: what should not have changed was staged anew, look at it again.
+    """
+
+    folder: str
     slot: str
     step: int
     rehash: bool = False

@@ -61,7 +61,6 @@ class Saver:
             Start(
                 store=runs.store.url,
                 run=runs.run,
-                folder=str(self._arena.folder),
                 attempt=attempt,
                 rank=place.rank,
                 parent=os.getpid(),
@@ -128,7 +127,7 @@ class Saver:
 
     def _ensure_uploader(self, *, persist: bool) -> None:
         if persist or not self._uploads.started:
-            self._uploads.ensure(str(self._arena.folder), self._base)
+            self._uploads.ensure(self._base)
 
     def _arrange(self, tensors: Tensors) -> bool:
         """Lay the state out anew if it is not what it was; tells whether it did.
@@ -195,7 +194,7 @@ class Saver:
             self._give_up(header.step, slot, f"{self._arena.folder}: {error.strerror}", persist=persist)
             return
         if persist:
-            self._uploads.order(Persist(slot, header.step, rehash))
+            self._uploads.order(Persist(str(self._arena.folder), slot, header.step, rehash))
 
     def _crc32(self, stretches: tuple[Stretch, ...]) -> dict[str, int]:
         found = {}

@@ -59,7 +59,7 @@ class Uploader:
         doubtful: frozenset[str] = frozenset(),
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Work on `folder`.
+        """Work on what is staged in `folder`.
 
         Args:
             runs: the run's corner of the store.
@@ -72,7 +72,7 @@ class Uploader:
             sleep: how to wait between two looks at the store.
         """
         self._runs = runs
-        self._folder = folder
+        self.folder = folder
         self._attempt = attempt
         self._rank = rank
         self._last = last
@@ -122,7 +122,7 @@ class Uploader:
         maps: dict[str, memoryview] = {}
         for s in header.stretches:
             if s.file not in maps:
-                with (self._folder / s.file).open("rb") as file:
+                with (self.folder / s.file).open("rb") as file:
                     maps[s.file] = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
             for start in range(s.start, s.stop, header.chunk_bytes):
                 stop = min(start + header.chunk_bytes, s.stop)

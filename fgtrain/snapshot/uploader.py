@@ -35,7 +35,6 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     store: str
     run: str
-    folder: str
     attempt: int
     rank: int
     parent: int
@@ -51,7 +50,7 @@ def main() -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
-    Service(lambda: make_uploader(start), Path(start.folder), start.rank).serve()
+    Service(lambda: make_uploader(start), start.rank).serve()
 
 
 def make_uploader(start: Start) -> Uploader:
@@ -65,7 +64,7 @@ def make_uploader(start: Start) -> Uploader:
     chunks = frozenset(last.chunks()) if last else frozenset[str]()
     return Uploader(
         runs,
-        Path(start.folder),
+        Path(),  # each order says where its share is
         start.attempt,
         start.rank,
         last,
@@ -77,10 +76,9 @@ def make_uploader(start: Start) -> Uploader:
 class Service:
     """Takes orders, one share at a time; the other ranks learn of a commit when they store the next."""
 
-    def __init__(self, make: Callable[[], Uploader], folder: Path, rank: int) -> None:
+    def __init__(self, make: Callable[[], Uploader], rank: int) -> None:
         self._make = make
         self._uploader: Uploader | None = None
-        self._folder = folder
         self._rank = rank
         self._heard = ""
 
@@ -113,7 +111,8 @@ class Service:
             self._fail(order.step, slot, f"{type(error).__name__}: {error}")
 
     def _store(self, uploader: Uploader, order: Persist) -> Header:
-        header = read_header(self._folder, order.slot)
+        uploader.folder = Path(order.folder)
+        header = read_header(uploader.folder, order.slot)
         if header.step != order.step:
             raise Corrupt(f"slot {order.slot} does not hold step {order.step}")
         uploader.store_share(header, rehash=order.rehash)

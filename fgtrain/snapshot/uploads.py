@@ -26,18 +26,17 @@ class Uploads:
         self._process: _Process | None = None
         self._reports: SimpleQueue[Report] = SimpleQueue()
 
-    def ensure(self, folder: str, base: str | None) -> None:
+    def ensure(self, base: str | None) -> None:
         """See that there is an uploader. The kernel ends it with the thread that calls this: call from the main one.
 
         Args:
-            folder: where shares are staged.
             base: the newest manifest known to be committed.
         """
         if self._process and not self._process.dead:
             return
         if self._process:  # what it had found out has died with it
             self._start = msgspec.structs.replace(self._start, verified=False)
-        self._start = msgspec.structs.replace(self._start, folder=folder, last=base)
+        self._start = msgspec.structs.replace(self._start, last=base)
         self._process = _Process(self._start, self._reports)
 
     @property

@@ -1,4 +1,4 @@
-"""A disk that is soon full: a tmpfs of a given size. Mounting needs root; without, tests that ask for one are skipped."""
+"""A disk that is soon full: a tmpfs of a given size. Mounting needs root; without, tests skip."""
 
 from __future__ import annotations
 
