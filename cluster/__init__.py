@@ -53,17 +53,28 @@ class Cluster(Protocol):
     name: str
 
     def nodes(self, run: str, count: int) -> list[Node]:
-        """Return `count` nodes for a run, the same ones for the same run where possible.
+        """Return `count` nodes for a run, the same ones for the same run where possible; leaves no trace on them.
 
         Raises:
             ClusterError: so many cannot be had.
+        """
+
+    def make_ready(self, node: Node) -> None:
+        """Make a node's working folder, if it is not there yet; programs can be started then.
+
+        Raises:
+            ClusterError: it cannot be made.
         """
 
     def free_port(self, node: Node) -> int:
         """Return a TCP port that nothing listens on."""
 
     def port_in_use(self, node: Node, port: int) -> bool:
-        """Tell whether something listens on a TCP port of a node."""
+        """Tell whether something listens on a TCP port (1 to 65535) of a node.
+
+        Raises:
+            ClusterError: this user may not listen there.
+        """
 
     def start(self, node: Node, command: Command) -> Process:
         """Start a program on a node.

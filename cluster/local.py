@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from cluster import ClusterError, Command, Node
 
+STARTER = "FGLAUNCH_STARTER_PID"  # tells a program who started it, so that it can end with it
 _MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
 
 
@@ -21,10 +23,10 @@ class LocalProcess:
 
     def __init__(self, node: Node, command: Command) -> None:
         self._mark = f"{node.folder}#{command.log}#{os.urandom(4).hex()}"
-        env = os.environ | dict(command.env) | {_MARK: self._mark}
+        env = os.environ | dict(command.env) | {_MARK: self._mark, STARTER: str(os.getpid())}
         log = Path(node.folder) / command.log
-        with log.open("ab") as out:
-            try:
+        try:
+            with log.open("ab") as out:
                 self._popen = subprocess.Popen(
                     command.argv,
                     env=env,
@@ -34,8 +36,8 @@ class LocalProcess:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            except OSError as error:
-                raise ClusterError(f"cannot start {command.argv[0]}: {error}") from error
+        except OSError as error:
+            raise ClusterError(f"cannot start {command.argv[0]} on {node.name}: {error}") from error
 
     @property
     def pid(self) -> int:
@@ -91,13 +93,16 @@ class LocalCluster:
 
     def nodes(self, run: str, count: int) -> list[Node]:
         """See `Cluster`."""
-        nodes = [Node(f"node{i}", "127.0.0.1", str(self._root / run / f"node{i}")) for i in range(count)]
-        for node in nodes:
-            try:
-                Path(node.folder).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ClusterError(f"cannot make the working folder {node.folder}: {error.strerror}") from error
-        return nodes
+        return [Node(f"node{i}", "127.0.0.1", str(self._root / run / f"node{i}")) for i in range(count)]
+
+    def make_ready(self, node: Node) -> None:
+        """See `Cluster`."""
+        try:
+            Path(node.folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ClusterError(
+                f"cannot make the working folder {node.folder}: {error.strerror}; set FGLAUNCH_WORK to another place"
+            ) from error
 
     def free_port(self, node: Node) -> int:
         """See `Cluster`."""
@@ -112,7 +117,9 @@ class LocalCluster:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((node.address, port))
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.EACCES:
+                    raise ClusterError(f"port {port}: this user may not listen there; use one above 1023") from error
                 return True
             return False
 

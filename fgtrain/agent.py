@@ -15,7 +15,8 @@ from fgtrain.lifeline import die_with_parent
 
 def main() -> None:
     """Run torchrun on this process's arguments."""
-    die_with_parent(signal.SIGTERM)
+    starter = os.environ.get("FGLAUNCH_STARTER_PID")
+    die_with_parent(signal.SIGTERM, parent=int(starter) if starter else None)
     os.environ["FGLAUNCH_AGENT_PID"] = str(os.getpid())
     from torch.distributed.run import main as torchrun
 

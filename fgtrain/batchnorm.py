@@ -11,45 +11,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RunningStatistics:
-    """The running statistics of a network's BatchNorm layers that are not frozen."""
+    """The running statistics of a network's BatchNorm layers that are not frozen: the buffers `live`."""
 
     def __init__(self, net: torch.nn.Module) -> None:
         norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         norms = [m for m in norms if not (m.affine and not m.weight.requires_grad)]
-        self._live = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        self.live = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
         self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
-        self.numel = sum(b.numel() for b in self._live)
-        self._start = [b.clone() for b in self._live]
-        self._sum = [torch.zeros_like(b) for b in self._live]
+        sizes = [b.numel() for b in self.live]
+        self._flat_sum = torch.zeros(sum(sizes), device=next(net.parameters()).device)
+        self._sum = [s.view_as(b) for s, b in zip(torch.split(self._flat_sum, sizes), self.live, strict=True)]
+        self._start = [b.clone() for b in self.live]
         self._counts = [c.clone() for c in self._counters]
 
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember where the step starts."""
-        if self._live:
-            torch._foreach_copy_(self._start, self._live)
-            torch._foreach_zero_(self._sum)
+        if self.live:
+            torch._foreach_copy_(self._start, self.live)
+            self._flat_sum.zero_()
             torch._foreach_copy_(self._counts, self._counters)
 
     @torch.no_grad()
     def end_micro_batch(self, weight: float) -> None:
         """Take in where this micro-batch led (`weight` 0: a stand-in without samples) and go back to the start."""
-        if self._live:
-            torch._foreach_add_(self._sum, self._live, alpha=weight)
-            torch._foreach_copy_(self._live, self._start)
+        if self.live:
+            torch._foreach_add_(self._sum, self.live, alpha=weight)
+            self._go_back()
 
     @torch.no_grad()
+    def take(self) -> list[torch.Tensor]:
+        """Return where this micro-batch led and go back to the start: what `end_micro_batch` adds up, by itself."""
+        led = [b.clone() for b in self.live]
+        if self.live:
+            self._go_back()
+        return led
+
+    def _go_back(self) -> None:
+        torch._foreach_copy_(self.live, self._start)
+        torch._foreach_copy_(self._counters, self._counts)  # layers without momentum divide by them
+
     def flat_sum(self) -> torch.Tensor:
-        """Return the sum over this rank's micro-batches, flat."""
-        if not self._live:
-            return torch.zeros(0)
-        return torch.cat([s.reshape(-1) for s in self._sum])
+        """Return the sum over this rank's micro-batches, flat; not a copy."""
+        return self._flat_sum
 
     @torch.no_grad()
     def end_step(self, flat_sum: torch.Tensor, micro_batches: float) -> None:
-        """Set the running statistics to the mean over all ranks' micro-batches."""
-        if self._live:
-            means = torch.split(flat_sum / micro_batches, [b.numel() for b in self._live])
-            torch._foreach_copy_(self._live, [m.view_as(b) for m, b in zip(means, self._live, strict=True)])
-            torch._foreach_copy_(self._counters, self._counts)
+        """Set the running statistics to the mean over all ranks' micro-batches; if there were none, nothing changes."""
+        if self.live and micro_batches:
+            torch.div(flat_sum, micro_batches, out=self._flat_sum)
+            torch._foreach_copy_(self.live, self._sum)
             torch._foreach_add_(self._counters, 1)

@@ -40,7 +40,7 @@ def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, dev
     """Return sums over a micro-batch: loss, correct within 1, correct within 5, samples."""
     if not len(batch.labels):
         return torch.zeros(4, dtype=torch.float64)
-    labels_N = batch.labels.to(device, non_blocking=True)
+    labels_N = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     with autocast(recipe, device):
         logits_NC = net(to_input(batch.images, recipe, device)).float()
     loss = F.cross_entropy(logits_NC, labels_N, reduction="sum")

@@ -44,8 +44,12 @@ def centre_crop(share: float, width: int, height: int) -> Box:
 
 
 def augment(pixels: npt.NDArray[np.uint8], data: Images, seed: int, epoch: int, sample: int) -> npt.NDArray[np.uint8]:
+    """Crop, resize and flip a training picture, drawn by its key: (H, W, 3) to (crop, crop, 3)."""
+    return random_cut(pixels, data, random.Random(key("augment", seed, epoch, sample)))
+
+
+def random_cut(pixels: npt.NDArray[np.uint8], data: Images, draw: random.Random) -> npt.NDArray[np.uint8]:
     """Crop, resize and flip a training picture: (H, W, 3) to (crop, crop, 3)."""
-    draw = random.Random(key("augment", seed, epoch, sample))
     height, width = pixels.shape[:2]
     cut = _resize(pixels, training_crop(data, width, height, draw), data.crop)
     if data.flip and draw.random() < 0.5:

@@ -28,10 +28,14 @@ class Item(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """`images` is uint8 (N, crop, crop, 3), `labels` int64 (N,); `ids` are (epoch, sample); N may be 0."""
+    """`images` is uint8 (N, crop, crop, 3), `labels` int64 (N,); `ids` are (epoch, sample); N may be 0.
+
+    Labels are no tensor: a few bytes come cheaper through the pipe from a loader process than through shared memory,
+    for which the processes shake hands tensor by tensor.
+    """
 
     images: torch.Tensor
-    labels: torch.Tensor
+    labels: npt.NDArray[np.int64]
     ids: list[tuple[int, int]]
     bad: list[BadImage]
 
@@ -66,7 +70,7 @@ class _Collate:
         pixels = np.stack([i.pixels for i in good]) if good else np.zeros((0, self.crop, self.crop, 3), np.uint8)
         return MicroBatch(
             torch.from_numpy(pixels),
-            torch.tensor([i.label for i in good], dtype=torch.int64),
+            np.array([i.label for i in good], dtype=np.int64),
             [i.id for i in good],
             [i for i in items if isinstance(i, BadImage)],
         )

@@ -94,6 +94,11 @@ def chunk_key(digest: str) -> str:
     return f"chunks/{digest[:2]}/{digest}"
 
 
+def trash_key(digest: str) -> str:
+    """Return the store key of a chunk that a collection has set aside (see `fgtrain.collect`)."""
+    return f"trash/{digest[:2]}/{digest}"
+
+
 def chunk_sizes(group: Group) -> list[int]:
     """Return the size in bytes of each chunk of a group."""
     return [min(group.chunk_bytes, group.bytes_ - i * group.chunk_bytes) for i in range(len(group.chunks))]
@@ -142,6 +147,9 @@ def decode(data: bytes) -> Manifest:
     """
     body = unseal(data, "the manifest")
     try:
-        return msgspec.json.decode(body, type=Manifest)
+        manifest = msgspec.json.decode(body, type=Manifest)
     except msgspec.ValidationError as error:
         raise Corrupt(f"a manifest of another format: {error}") from error
+    if manifest.format != FORMAT:
+        raise Corrupt(f"a manifest of format {manifest.format}; this version knows {FORMAT}")
+    return manifest

@@ -60,8 +60,18 @@ def _decode_member(family: Any, raw: Any) -> Any:
         if isinstance(raw, family):
             return raw
         if isinstance(raw, dict) and isinstance(raw.get("kind"), str):
-            return convert(raw, member(family, raw["kind"]))
+            try:
+                return convert(raw, member(family, raw["kind"]))
+            except (msgspec.ValidationError, RecipeError) as error:
+                raise ValueError(str(error)) from error  # a plain ValueError, so that msgspec adds the way to here
     raise TypeError(f"cannot read a {getattr(family, '__name__', family)} from {raw!r}")
+
+
+def locate(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Split a conversion error into the dotted path of the field and what is wrong with its value."""
+    what, *places = str(error).split(" - at `$")  # the innermost place comes first
+    path = "".join(place.removesuffix("`") for place in reversed(places)).removeprefix(".")
+    return path, (what[:1].lower() + what[1:]).replace("`", "")
 
 
 def convert(raw: Any, type_: type[T], *, strict: bool = True) -> T:

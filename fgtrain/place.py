@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -56,6 +57,12 @@ def agree(value: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) 
     if dist.is_initialized():
         dist.all_reduce(value, op=op)
     return value
+
+
+def agreeing(value: torch.Tensor) -> Callable[[], None]:
+    """Begin to sum `value` over the world, in place; what is returned waits until that is done."""
+    work = dist.all_reduce(value, async_op=True) if dist.is_initialized() else None
+    return lambda: work.wait() if work else None
 
 
 def from_leader(value: T, place: Place) -> T:

@@ -29,7 +29,10 @@ class World(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recipe comes to on one data set. All lengths in samples or optimizer steps, as named."""
+    """What a recipe comes to on one data set. All lengths in samples or optimizer steps, as named.
+
+    `evaluate_every` is in steps, not rounded; 0: only after the last.
+    """
 
     samples: int
     positions: int
@@ -38,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     micro_batches: int
     steps: int
     warmup_steps: int
-    evaluate_steps: tuple[int, ...]
+    evaluate_every: float
 
     def epoch_at(self, step: int) -> float:
         """Return how many epochs have been seen after `step` steps."""
@@ -48,6 +51,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Return the positions of one micro-batch; shorter, or empty, only in the run's last step."""
         start = step * self.total + micro_batch * self.micro
         return range(min(start, self.positions), min(start + self.micro, self.positions))
+
+    def evaluates_after(self, step: int) -> bool:
+        """Tell whether `step` steps are the first at or past a multiple of `evaluate_every`, or all there are."""
+        if step == self.steps or step < 1 or not self.evaluate_every:
+            return step == self.steps
+        every = max(self.evaluate_every, 1.0)
+        near = int(step / every)
+        return any(math.ceil(n * every) == step for n in (near, near + 1) if n)
 
     def batch_samples(self, step: int) -> int:
         """Return how many samples a step sees: `total`, except in the last."""
@@ -78,16 +89,8 @@ def make_plan(recipe: Recipe, samples: int) -> Plan:
         micro_batches=total // micro,
         steps=steps,
         warmup_steps=round(recipe.schedule.warmup_epochs * samples / total),
-        evaluate_steps=_evaluate_steps(recipe.evaluate.every_epochs * samples / total, steps),
+        evaluate_every=recipe.evaluate.every_epochs * samples / total,
     )
-
-
-def _evaluate_steps(every_steps: float, steps: int) -> tuple[int, ...]:
-    """Return the steps after which to evaluate: the first at or past each multiple of `every_steps`, and the last."""
-    if every_steps <= 0:
-        return (steps,)
-    due = {math.ceil(k * every_steps) for k in range(1, int(steps / every_steps) + 1)}
-    return tuple(sorted({s for s in due if 0 < s < steps} | {steps}))
 
 
 def check_world(plan: Plan, world: World) -> None:

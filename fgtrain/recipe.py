@@ -99,7 +99,8 @@ class Snapshots(Part):
 
     In the store: every `steps` optimizer steps, every `seconds`, or, with neither, at an interval worked out from what
     snapshots cost and how often the run is interrupted (`auto`; false: only at the end). In host memory: every
-    `memory_steps` optimizer steps (None: as often as costs 2 % of the time; 0: never). Each rank's arena
+    `memory_steps` optimizer steps (None: as often as costs 2 % of the time; 0: never), with a copy on another node if
+    `copies`. Each rank's arena
     holds `slots` shares; when it is full, snapshots are skipped. `fail_after` snapshots in a row that fail end the run
     (None: none do).
     """
@@ -108,12 +109,17 @@ class Snapshots(Part):
     seconds: float | None = None
     auto: bool = True
     memory_steps: int | None = None
+    copies: bool = True
     slots: int = 4
     fail_after: int | None = None
 
 
 class Recipe(Part):
-    """A training run, described whole."""
+    """A training run, described whole.
+
+    `determinism` is what is the same at any world size and after any number of restarts: with "samples", which samples
+    each step sees, and how they look; with "bits" also every bit of the weights, on one kind of device.
+    """
 
     model: Model
     data: Data
@@ -126,7 +132,7 @@ class Recipe(Part):
     ema: Ema | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
-    determinism: Literal["samples"] = "samples"
+    determinism: Literal["samples", "bits"] = "samples"
     seed: int = 0
     loader: Loader = Loader()
     evaluate: Evaluate = Evaluate()

@@ -6,6 +6,7 @@ python -m fgtrain.rendezvous --port PORT
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import threading
 from types import FrameType
@@ -18,7 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="fgtrain.rendezvous")
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
-    die_with_parent()
+    starter = os.environ.get("FGLAUNCH_STARTER_PID")
+    die_with_parent(parent=int(starter) if starter else None)
     done = threading.Event()
 
     def finish(signum: int, frame: FrameType | None) -> None:

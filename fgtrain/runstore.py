@@ -6,18 +6,25 @@ runs/<run>/stop                          present: someone asked the run to stop
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
 runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
 runs/<run>/manifests/<step>-<attempt>    one committed snapshot
+runs/<run>/abandoned/<step>-<attempt>    one that `resume --from` an older step has set aside
+runs/<run>/fence.json                    the attempt that did so: what earlier ones hold in memory is void
+runs/<run>/parent                        the weights that the run began with: another run's manifest, less the rest
 runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
 runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
 chunks/<hh>/<sha256>                     contents, shared by all runs of the store
+trash/<hh>/<sha256>                      contents that a collection is about to delete
+housekeeping/<id>                        someone prunes or collects
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,9 +39,15 @@ from fgtrain.stores import Store
 
 T = TypeVar("T")
 
+_NAME_BYTES = 200  # a file name may have 255
+
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
-    """`run.json`: everything a node needs to know, and where it came from."""
+    """`run.json`: everything a node needs to know, and where it came from.
+
+    `init_from` names the snapshot whose weights the run begins with, as `run@step-attempt`; `init_skip` holds patterns
+    of tensors that are not taken from there.
+    """
 
     name: str
     created: float
@@ -48,6 +61,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str
     code: dict[str, str]
     environment: dict[str, str]
+    init_from: str | None = None
+    init_skip: tuple[str, ...] = ()
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +72,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     world: int
     started: float
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that trained nothing and only voided all before it: the run goes on from the snapshot of `step`."""
+
+    attempt: int
+    step: int
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,11 +189,27 @@ class RunStore:
         self.store.put(own, b"")
         return [e.key for e in self.store.list(folder)] == [own]
 
+    def fence(self) -> int:
+        """Return the newest attempt that voided what those before it hold in memory; 0 if none did."""
+        try:
+            return self.read("fence.json", Fence).attempt
+        except KeyMissing:
+            return 0
+
+    def raise_fence(self, step: int) -> None:
+        """Void all attempts so far: they may no longer commit, and what they hold in memory is not gone on from."""
+        attempt = self.take_attempt(step, world=0)
+        self.write("fence.json", Fence(attempt=attempt.attempt, step=step))
+
     # -- manifests ------------------------------------------------------------------------------------------------
 
     def manifest_names(self) -> list[str]:
         """Return the names of all committed manifests, rising by step, then attempt."""
         return [e.key.rsplit("/", 1)[1] for e in self.store.list(self.key("manifests/"))]
+
+    def abandoned_names(self) -> list[str]:
+        """Return the names of the manifests that were set aside, rising by step, then attempt."""
+        return [e.key.rsplit("/", 1)[1] for e in self.store.list(self.key("abandoned/"))]
 
     def manifest(self, name: str) -> Manifest:
         """Read one manifest.
@@ -206,22 +244,42 @@ class RunStore:
         return digest
 
     def get_chunk(self, digest: str) -> bytes:
-        """Read and verify contents.
+        """Read and verify contents, also those that a collection has set aside.
 
         Raises:
             Corrupt: missing, truncated or altered.
         """
-        try:
-            data = self.store.get(manifests.chunk_key(digest))
-        except KeyMissing as error:
-            raise Corrupt(f"chunk {digest[:12]} is missing") from error
+        data = self._found(digest, self.store.get)
         if hashlib.sha256(data).hexdigest() != digest:
             raise Corrupt(f"chunk {digest[:12]} is not what was written")
         return data
 
+    def check_size(self, digest: str, bytes_: int) -> None:
+        """Look whether contents are there and as long as they should be; they are not read.
+
+        Raises:
+            Corrupt: missing, or of another size.
+        """
+        found = self._found(digest, self.store.head).bytes_
+        if found != bytes_:
+            raise Corrupt(f"chunk {digest[:12]} has {found} bytes, not {bytes_}")
+
+    def _found(self, digest: str, ask: Callable[[str], T]) -> T:
+        """Ask about a chunk where it should be, else in the trash; it may be moved either way meanwhile."""
+        key = manifests.chunk_key(digest)
+        for place in (key, manifests.trash_key(digest), key):
+            with suppress(KeyMissing):
+                return ask(place)
+        raise Corrupt(f"chunk {digest[:12]} is missing")
+
     def log_lines(self, manifest: Manifest, log: str) -> bytes:
         """Return the JSON lines of one log over the committed lineage that ends at `manifest`."""
         return b"".join(self.get_chunk(s.chunk) for s in manifest.logs.get(log, ()))
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a run may be called this: it becomes a folder, a part of keys and a word on command lines."""
+    return bool(re.fullmatch(r"\w[\w.-]{0,99}", name)) and len(name.encode()) <= _NAME_BYTES
 
 
 def run_names(store: Store) -> list[str]:

@@ -100,10 +100,11 @@ class State:
 
     def _load_optimizer(self, saved: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Rebuild torch's own form of optimizer state, which numbers parameters; what was absent stays absent."""
+        parameters = dict(self.net.named_parameters())
         slots: dict[str, dict[str, Any]] = {n: dict(s) for n, s in values["slots"].items()}
         for path, tensor in saved.items():
             name, slot = path.rsplit("/", 1)
-            slots.setdefault(name, {})[slot] = tensor.clone()
+            slots.setdefault(name, {})[slot] = _laid_out(tensor, parameters.get(name))
         own = self.optimizer.state_dict()
         numbers = [i for g in own["param_groups"] for i in g["params"]]
         live = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -115,3 +116,10 @@ class State:
             if "betas" in group:
                 group["betas"] = tuple(group["betas"])
         self.optimizer.load_state_dict({"state": {ids[n]: s for n, s in slots.items()}, "param_groups": groups})
+
+
+def _laid_out(slot: torch.Tensor, parameter: torch.Tensor | None) -> torch.Tensor:
+    """Copy optimizer state to lie in memory as its parameter does (channels-last, say): fused kernels rely on that."""
+    if parameter is None or slot.shape != parameter.shape:
+        return slot.clone()
+    return torch.empty_like(parameter, dtype=slot.dtype, device=slot.device).copy_(slot)

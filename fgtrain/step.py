@@ -1,28 +1,26 @@
 """One optimizer step: this rank's micro-batches, the gradients of all ranks, one update.
 
-The loss of a step is the mean over its samples, whoever computes them. Ranks differ in how many micro-batches they
-have; each scales its sums so that the mean over ranks, which DDP computes, is the mean over samples.
+The loss of a step is the mean over its samples, whoever computes them. How the ranks' gradients are summed is the
+reduction's affair (`fgtrain.reduction`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from fgtrain.batchnorm import RunningStatistics
 from fgtrain.data import BadImage
 from fgtrain.freeze import train_mode
 from fgtrain.keyed import key
 from fgtrain.loader import MicroBatch, checked
 from fgtrain.optimizer import autocast
-from fgtrain.place import Place, agree
+from fgtrain.place import Place
 from fgtrain.plan import Plan, rate, share
 from fgtrain.recipe import Recipe
+from fgtrain.reduction import build_reduction
 from fgtrain.state import State
 from fgtrain.tensors import to_input
 
@@ -56,15 +54,7 @@ class Stepper:
     def __init__(self, recipe: Recipe, plan: Plan, place: Place, state: State) -> None:
         self._recipe, self._plan, self._place, self._state = recipe, plan, place, state
         self._mine = share(plan.micro_batches, place.rank, place.size)
-        self._norms = RunningStatistics(state.net)
-        self._ddp: DistributedDataParallel | None = None
-        if place.size > 1:
-            self._ddp = DistributedDataParallel(
-                state.net,
-                device_ids=[place.local_rank] if place.device.type == "cuda" else None,
-                broadcast_buffers=False,  # RunningStatistics agrees on them once a step
-                gradient_as_bucket_view=True,
-            )
+        self._reduction = build_reduction(recipe, plan, place, state.net)
         train_mode(state.net)
 
     def step(self, batches: Iterator[MicroBatch], wishes: Wishes, before_update: Callable[[], None]) -> StepReport:
@@ -75,54 +65,64 @@ class Stepper:
             wishes: this rank's; the report has those of all ranks.
             before_update: called when the state is about to change.
         """
-        state, plan = self._state, self._plan
+        state, reduction = self._state, self._reduction
         state.optimizer.zero_grad(set_to_none=True)
-        self._norms.begin_step()
-        loss_sum = torch.zeros((), device=self._place.device)
+        reduction.begin_step()
+        losses_G = torch.zeros(self._plan.micro_batches, device=self._place.device)  # the others' rows stay zero
         ids, bad, seen = [], [], 0
         for micro_batch in self._mine:
             batch = checked(next(batches), self._recipe)
-            loss_sum += self._backward(batch, micro_batch)
+            losses_G[micro_batch] = self._backward(batch, micro_batch)
             ids.append((micro_batch, batch.ids))
             bad += batch.bad
             seen += len(batch.ids)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
-        mail = agree(torch.cat([loss_sum[None], flags, self._norms.flat_sum().to(self._place.device)]))
-        loss, samples, *votes = mail[: 2 + len(wishes)].tolist()
-        filled = sum(len(plan.batch(state.step, g)) > 0 for g in range(plan.micro_batches))
+        reduction.exchange(torch.cat([flags, losses_G]))
         before_update()
-        self._norms.end_step(mail[2 + len(wishes) :], filled)
         lr = self._update()
-        return StepReport(loss / max(samples, 1), lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
+        mail = reduction.end_step().tolist()  # it travelled while the optimizer worked
+        if state.ema:
+            state.ema.update(state.net)
+        state.step += 1
+        samples, votes, losses = mail[0], mail[1 : 1 + len(wishes)], mail[1 + len(wishes) :]
+        loss = sum(losses) / max(samples, 1)
+        return StepReport(loss, lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
-        """Add one micro-batch's gradients and return the sum of its losses.
-
-        A micro-batch without samples (the run's last step, or all its pictures bad) still runs a stand-in, so that
-        every rank takes part in the exchange of gradients.
-        """
-        torch.manual_seed(key("dropout", self._recipe.seed, self._state.step, micro_batch))
-        last = micro_batch == self._mine[-1]
-        net = self._ddp or self._state.net
-        empty = not len(batch.ids)
-        images = torch.zeros(2, *batch.images.shape[1:], dtype=torch.uint8) if empty else batch.images
-        with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
-            with autocast(self._recipe, self._place.device):
-                logits_NC = net(to_input(images, self._recipe, self._place.device))
-            if empty:
-                loss = logits_NC.float().sum() * 0
-            else:
-                loss = F.cross_entropy(
-                    logits_NC.float(),
-                    batch.labels.to(self._place.device, non_blocking=True),
-                    reduction="sum",
-                    label_smoothing=self._recipe.label_smoothing,
-                )
-            scale = self._place.size / self._plan.batch_samples(self._state.step)
-            self._state.scaler.scale(loss * scale).backward()
-        self._norms.end_micro_batch(0.0 if empty else 1.0)
+        """Add one micro-batch's gradients and return the sum of its losses."""
+        _seed(key("dropout", self._recipe.seed, self._state.step, micro_batch), self._place.device)
+        filled = len(batch.ids) > 0
+        with self._reduction.micro_batch(micro_batch, filled=filled):
+            if not filled and not self._reduction.collective:
+                return torch.zeros(())
+            loss = self._loss(batch) if filled else self._stand_in(batch)
+            scale = self._reduction.loss_scale / self._plan.batch_samples(self._state.step)
+            self._state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def _loss(self, batch: MicroBatch) -> torch.Tensor:
+        """Run forward and return the sum of the samples' losses."""
+        return F.cross_entropy(
+            self._logits(batch.images).float(),
+            torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True),
+            reduction="sum",
+            label_smoothing=self._recipe.label_smoothing,
+        )
+
+    def _stand_in(self, batch: MicroBatch) -> torch.Tensor:
+        """Return a loss of zero for a micro-batch without samples (the run's last step, or all its pictures bad).
+
+        It goes through the network, so that this rank takes part in the exchange of gradients.
+        """
+        images = torch.zeros(2, *batch.images.shape[1:], dtype=torch.uint8)
+        return self._logits(images).float().sum() * 0
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Run the network on pictures, uint8 (N, H, W, 3); returns (N, classes)."""
+        with autocast(self._recipe, self._place.device):
+            logits_NC: torch.Tensor = self._reduction.net(to_input(images, self._recipe, self._place.device))
+        return logits_NC
 
     def _update(self) -> float:
         """Apply the gradients and return the learning rate used."""
@@ -135,7 +135,14 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        if state.ema:
-            state.ema.update(state.net)
-        state.step += 1
         return lr
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what the network may draw from: the CPU's generator and its device's.
+
+    torch.manual_seed goes on to every other kind of device that there might be, and takes as long as a small layer.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fgtrain import finish, loader
+from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
 from fgtrain.ema import MovingAverage
 from fgtrain.evaluate import evaluate
@@ -15,10 +16,10 @@ from fgtrain.freeze import train_mode
 from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
-from fgtrain.place import Place, from_leader
+from fgtrain.place import Place, agree, from_leader
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
-from fgtrain.snapshot import load
+from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
 from fgtrain.snapshot.memory import memory_folders, rank_folder
 from fgtrain.snapshot.save import Saver
@@ -62,6 +63,9 @@ def train(
     """
     recipe, plan = run.recipe, run.plan
     journal = Journal(folder, place)
+    if recipe.determinism == "bits":
+        settle_kernels()
+        journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
     memory = memory_folders(run.name, folder)
 
@@ -69,9 +73,12 @@ def train(
         journal.event("note", text=text)
 
     restored = load.newest(runs, place, memory, note)
+    parent = inherit.parent_of(run, runs, place)
     if restored:
         state.load(restored.tensors, restored.values)
         journal.recover(restored.lines)
+    elif parent:
+        inherit.take_weights(parent, run, runs, place, state)
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
@@ -83,9 +90,11 @@ def train(
         attempt.attempt,
         [rank_folder(m, attempt.attempt, place.rank) for m in memory],
         slots=recipe.snapshots.slots,
+        copies=recipe.snapshots.copies,
         determinism=recipe.determinism,
         last=restored.base if restored else None,
         verified=bool(restored and restored.verified),
+        inherited=frozenset(parent.chunks()) if parent else frozenset(),
         note=note,
     )
     committed = restored.base.step if restored and restored.base else 0
@@ -103,7 +112,7 @@ def train(
         journal.step(state.step, plan.epoch_at(state.step), report)
         stop, done = report.wishes.stop, state.step == plan.steps
         state.bad_images |= dict(report.bad)
-        if state.step in plan.evaluate_steps:
+        if plan.evaluates_after(state.step):
             result = evaluate(recipe, index.val, state, place)
             train_mode(state.net)
             state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))
@@ -115,5 +124,6 @@ def train(
     saver.close()
     if state.step == plan.steps and place.leads:
         finish.publish(run, runs, state, journal)
+    agree(torch.zeros(1))  # nobody leaves early: if one fails now, all begin again
     journal.close()
     return state.step == plan.steps

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # as type checkers take it; importing it from typing would cost a tenth of `--help`
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 COMMANDS = {
     "run": "train a recipe (the word `run` may be left out)",
@@ -13,18 +18,46 @@ COMMANDS = {
     "logs": "print a run's logs",
     "attach": "watch a run that goes on elsewhere",
     "stop": "stop a run; it can be resumed",
-    "resume": "go on with a run from its newest snapshot",
-    "snapshots": "list a run's snapshots",
+    "resume": "go on with a run from its newest snapshot, or an older one",
+    "snapshots": "list, verify, prune, export and compare snapshots",
     "samples": "print which samples the committed steps of a run saw",
     "data": "fetch data sets",
     "doctor": "check this machine",
     "completion": "print a shell completion script",
 }
 
+SNAPSHOT_ACTIONS = {
+    "list": "list a run's snapshots (the word `list` may be left out)",
+    "verify": "read every byte of a run's snapshots",
+    "prune": "delete snapshots, and chunks that no run of the store needs",
+    "export": "write a snapshot's weights to a safetensors file",
+    "diff": "compare two snapshots; exit code 0 if the weights are the same",
+}
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line."""
-    top = argparse.ArgumentParser(
+
+class Formatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, found without `shutil`, whose import takes a while."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, width=max(columns, 40) - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says what there is\n")
+
+
+def parser(command: str | None = None) -> Parser:
+    """Build the parser of the whole command line; of a named command's line, with the others known by name only."""
+    top = Parser(
+        formatter_class=Formatter,
         prog="fglaunch",
         description="Train a recipe on any GPUs, and finish.",
         epilog="`fglaunch RECIPE ...` is short for `fglaunch run RECIPE ...`.",
@@ -39,19 +72,22 @@ def parser() -> argparse.ArgumentParser:
         "attach": _add_run_name,
         "stop": _add_run_name,
         "resume": _add_resume,
-        "snapshots": _add_run_name,
+        "snapshots": _add_snapshots,
         "samples": _add_run_name,
         "data": _add_data,
         "doctor": lambda p: None,
         "completion": _add_completion,
     }
     for name, help_ in COMMANDS.items():
-        p = sub.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        description = help_[0].upper() + help_[1:] + "."
+        p = sub.add_parser(name, help=help_, description=description, formatter_class=Formatter)
+        if command not in (None, name):
+            continue
         adders[name](p)
-        if name in ("show", "ps", "snapshots", "samples", "doctor"):
-            p.add_argument("--json", action="store_true", help="print JSON")
-        if name not in ("show", "data", "completion"):
-            p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./store)")
+        if name in ("show", "ps", "samples", "doctor"):
+            _add_json(p)
+        if name not in ("show", "data", "completion", "snapshots"):
+            _add_store(p)
     return top
 
 
@@ -61,6 +97,14 @@ def _add_recipe(p: argparse.ArgumentParser) -> None:
         "zsh": "_files -g '*.py'",
     }
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a value")
+
+
+def _add_json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_store(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./store)")
 
 
 def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) -> None:
@@ -74,6 +118,14 @@ def _add_run(p: argparse.ArgumentParser) -> None:
     _add_recipe(p)
     _add_world(p, 1, 1)
     p.add_argument("--name", help="the run's name (default: made up from the recipe's and the time)")
+    p.add_argument("--init-from", metavar="RUN[@STEP]", help="begin with the weights of another run's snapshot")
+    p.add_argument(
+        "--init-skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="... but leave the tensors of these names fresh, for example 'fc.*'",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the plan and every command line; start nothing")
 
 
@@ -95,7 +147,57 @@ def _add_logs(p: argparse.ArgumentParser) -> None:
 def _add_resume(p: argparse.ArgumentParser) -> None:
     _add_run_name(p)
     _add_world(p, None, None)
+    p.add_argument("--from", type=int, dest="from_step", metavar="STEP", help="set aside all snapshots newer than this")
     p.add_argument("--as-recorded", action="store_true", help="use the recorded recipe even if its file has changed")
+
+
+def _add_snapshots(p: argparse.ArgumentParser) -> None:
+    p.epilog = (
+        "`fglaunch snapshots RUN` is short for `fglaunch snapshots list RUN`,"
+        " which is also the way to list a run that is called like an action."
+    )
+    sub = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = {
+        "list": _add_run_name,
+        "verify": _add_snapshot,
+        "prune": _add_prune,
+        "export": _add_export,
+        "diff": _add_diff,
+    }
+    for name, help_ in SNAPSHOT_ACTIONS.items():
+        action = sub.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        add[name](action)
+        _add_store(action)
+        if name != "export":
+            _add_json(action)
+
+
+def _add_snapshot(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN[@STEP]", help="a run's name, and a step if one snapshot is meant")
+
+
+def _add_prune(p: argparse.ArgumentParser) -> None:
+    _add_run_name(p)
+    p.add_argument("--keep", type=int, metavar="N", help="keep the newest N that verify (default: 1)")
+    p.add_argument("--every", type=int, metavar="K", help="keep the first at or past each multiple of K steps")
+    p.add_argument(
+        "--grace",
+        type=float,
+        metavar="S",
+        help="leave chunks alone that are younger, in seconds; 0: nobody else writes now (default: 6 hours)",
+    )
+    p.add_argument("--dry-run", action="store_true", help="print what would go; delete nothing")
+
+
+def _add_export(p: argparse.ArgumentParser) -> None:
+    _add_snapshot(p)
+    p.add_argument("--to", required=True, metavar="FILE", help="the safetensors file to write")
+    p.add_argument("--raw", action="store_true", help="the weights themselves, not their moving average")
+
+
+def _add_diff(p: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        p.add_argument(name, metavar=f"{name.upper()}", help="RUN or RUN@STEP")
 
 
 def _add_data(p: argparse.ArgumentParser) -> None:
@@ -111,17 +213,31 @@ def _add_completion(p: argparse.ArgumentParser) -> None:
 
 
 def _with_command(argv: Sequence[str]) -> list[str]:
-    """Put in the `run` that may be left out."""
+    """Put in the words that may be left out: `run`, and the `list` of `snapshots`."""
     words = list(argv)
     first = words[0] if words else "--help"
+    if first == "snapshots" and words[1:2] not in ([w] for w in (*SNAPSHOT_ACTIONS, "-h", "--help")):
+        return ["snapshots", "list", *words[1:]]
     if first in COMMANDS or first in ("-h", "--help", "--version"):
         return words or ["--help"]
+    if first.isalpha() and (near := _nearest_command(first)):
+        parser().error(f"there is no command {first!r}; did you mean {near!r}?")
     return ["run", *words]
+
+
+def _nearest_command(word: str) -> str | None:
+    """Return the command that a word was probably meant to be, if it names no file."""
+    import difflib
+    from pathlib import Path
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    return near[0] if near and not Path(word).exists() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fglaunch` and return its exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
-    args = parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
+    words = _with_command(sys.argv[1:] if argv is None else argv)
+    args = parser(words[0]).parse_args(words)
     if args.version:
         from fgtrain import __version__
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fgtrain.plan import World
 
 
-def rendezvous_argv(python: str, port: int) -> tuple[str, ...]:
+def rendezvous_argv(python: str, port: int | str) -> tuple[str, ...]:
     """Return the command line of the store that the agents meet in."""
     return (python, "-m", "fgtrain.rendezvous", "--port", str(port))
 
@@ -38,18 +38,25 @@ def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
     return (python, "-m", "fgtrain.snapshot.memory", run, folder)
 
 
-def agent_env(*, threads: int, devices: str | None) -> dict[str, str]:
+def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) -> dict[str, str]:
     """Return what is added to an agent's environment.
 
     Args:
         threads: CPU threads a process may use.
+        address: where other nodes reach this one.
         devices: CUDA_VISIBLE_DEVICES, or None to leave it alone.
+        bits: whether the recipe asks for determinism="bits".
     """
     env = {
+        "FGLAUNCH_ADDRESS": address,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         # A fresh store on rank 0 for every incarnation: a shared one hands the address of the last to the next.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     }
+    if bits:
+        # cuBLAS picks its workspace, and with it the order of its sums, when it is loaded. Source: NVIDIA cuBLAS
+        # documentation, "Results Reproducibility".
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return env if devices is None else env | {"CUDA_VISIBLE_DEVICES": devices}

@@ -25,18 +25,35 @@ def say(text: str) -> None:
 
 
 def check_start(run: RunFile, world: World, port: int | None) -> list[str]:
-    """Check all that starting on this machine needs; returns what the user should know.
+    """Check all that starting on this machine needs, leaving no trace; returns what the user should know.
 
     Raises:
-        UserError
+        UserError, ClusterError
     """
     check_training_installed()
     check_world(run.plan, world)
-    cluster = LocalCluster(work_root())
-    node = cluster.nodes(run.name, 1)[0]
-    if port is not None and cluster.port_in_use(node, port):
-        raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
+    if port is not None:
+        _check_port(run.name, port)
     return world_notes(world)
+
+
+def _check_port(run: str, port: int) -> None:
+    cluster = LocalCluster(work_root())
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port}: ports go from 1 to 65535; leave --port out to get a free one")
+    if cluster.port_in_use(cluster.nodes(run, 1)[0], port):
+        raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
+
+
+def make_ready(run: str, world: World) -> None:
+    """Make the working folders of a run's nodes.
+
+    Raises:
+        ClusterError: one cannot be made.
+    """
+    cluster = LocalCluster(work_root())
+    for node in cluster.nodes(run, world.nodes):
+        cluster.make_ready(node)
 
 
 def supervise_here(run: RunFile, runs: RunStore, world: World, port: int | None) -> int:

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from fgtrain.dataindex import index_digest, usable
-from fgtrain.errors import KeyExists, RecipeError, UserError
+from fgtrain.errors import KeyExists, RecipeError, StoreError, UserError
+from fgtrain.lineage import find
 from fgtrain.parts import digest
 from fgtrain.plan import World, check_world, make_plan
-from fgtrain.recipe import Recipe
-from fgtrain.runstore import RunFile, RunStore
-from fgtrain.stores import Store, open_store
+from fgtrain.runstore import RunFile, RunStore, is_name
+from fgtrain.stores import Store
 from launcher import hardware
 from launcher.recipe_file import load, split_target
 
@@ -32,17 +34,15 @@ def default_store() -> str:
     return os.environ.get("FGLAUNCH_STORE", "store")
 
 
-def checked_store(url: str) -> tuple[Store, list[str]]:
-    """Open a store and try it; returns it with what the user should know of it.
+def try_store(store: Store) -> list[str]:
+    """Use every operation of a store once; returns what the user should know of it.
 
     Raises:
         UserError: it cannot be used.
     """
-    store = open_store(url)
-    notes = []
-    if not store.check().conditional_create:
-        notes.append(f"store {store.url} ignores conditional writes: never run two supervisors of one run on it")
-    return store, notes
+    if store.check().conditional_create:
+        return []
+    return [f"store {store.url} ignores conditional writes: never run two supervisors of one run on it"]
 
 
 def prepare(target: str, overrides: Sequence[str], world: World, name: str | None = None) -> tuple[RunFile, list[str]]:
@@ -53,7 +53,10 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
     """
     recipe = load(target, overrides)
     path = split_target(target)[0]
-    check_recipe(recipe, path)
+    try:
+        recipe.model.check()
+    except UserError as error:
+        raise RecipeError(f"{path}: {error}") from error
     index, bad = usable(recipe.data, recipe.data.index())
     if recipe.model.classes != len(index.classes):
         raise RecipeError(
@@ -64,7 +67,7 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
     check_world(plan, world)
     notes = [f"{len(bad)} bad pictures are skipped, {bad[0].name} ({bad[0].reason}) first"] if bad else []
     run = RunFile(
-        name=name or fresh_name(path),
+        name=fresh_name(path) if name is None else name,
         created=time.time(),
         recipe=recipe,
         recipe_digest=digest(recipe),
@@ -80,50 +83,53 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
     return run, notes
 
 
-def check_recipe(recipe: Recipe, path: Path) -> None:
-    """Refuse values that have the right type and make no sense.
-
-    Raises:
-        RecipeError
-    """
-    positive = {
-        "epochs": recipe.epochs,
-        "optim.lr": recipe.optim.lr,
-        "data.resize": recipe.data.resize,
-        "data.crop": recipe.data.crop,
-        "evaluate.micro": recipe.evaluate.micro,
-        "model.classes": recipe.model.classes,
-        "loader.prefetch": recipe.loader.prefetch,
-    }
-    for field, value in positive.items():
-        if not value > 0:
-            raise RecipeError(f"{path}: {field}={value}: it must be above 0")
-    if recipe.data.crop > recipe.data.resize:
-        raise RecipeError(f"{path}: data.crop={recipe.data.crop} is larger than data.resize={recipe.data.resize}")
-    if recipe.loader.workers < 0:
-        raise RecipeError(f"{path}: loader.workers={recipe.loader.workers}: it must be 0 or more")
-    if recipe.snapshots.slots < 2:
-        raise RecipeError(
-            f"{path}: snapshots.slots={recipe.snapshots.slots}: one is kept while another fills: 2 or more"
-        )
-    if not 0 <= recipe.label_smoothing < 1:
-        raise RecipeError(f"{path}: label_smoothing={recipe.label_smoothing}: it must be in [0, 1)")
-
-
 def check_name(name: str) -> None:
     """Refuse a run name that cannot be a key.
 
     Raises:
         UserError
     """
-    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-' only, not starting with '.' or '-'")
+    if not is_name(name):
+        raise UserError(
+            f"--name {name!r}: 1 to 100 letters, digits, '.', '_' and '-' only, not starting with '.' or '-'"
+        )
 
 
 def fresh_name(path: Path) -> str:
     """Return a name for a new run: the recipe's, the time and a random tail."""
-    stem = re.sub(r"[^\w.-]", "-", path.stem)
+    stem = re.sub(r"[^\w.-]", "-", path.stem)[:40].lstrip(".-") or "run"
     return f"{stem}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def begin_from(run: RunFile, store: Store, reference: str | None, skip: Sequence[str]) -> RunFile:
+    """Let a run begin with the weights of the snapshot that `--init-from RUN[@STEP]` names, if it does.
+
+    Raises:
+        UserError: no such snapshot, or nothing to skip tensors of.
+    """
+    if reference is None:
+        if skip:
+            raise UserError("--init-skip: it says what --init-from leaves out; name a run with --init-from")
+        return run
+    try:
+        parent, manifest = find(store, reference)
+    except UserError as error:
+        raise UserError(f"--init-from: {error}") from None
+    return msgspec.structs.replace(run, init_from=f"{parent.run}@{manifest.name}", init_skip=tuple(skip))
+
+
+def check_unused(name: str, store: Store) -> None:
+    """Refuse a name that is taken, before anything is written; `register` settles a race.
+
+    Raises:
+        UserError: there is a run of this name, or the store does not answer.
+    """
+    try:
+        taken = RunStore(store, name).exists("run.json")
+    except StoreError as error:
+        raise UserError(str(error)) from error
+    if taken:
+        raise _taken(name, store)
 
 
 def register(run: RunFile, store: Store) -> RunStore:
@@ -136,11 +142,15 @@ def register(run: RunFile, store: Store) -> RunStore:
     try:
         runs.create("run.json", run)
     except KeyExists:
-        raise UserError(
-            f"--name {run.name}: {store.url} has a run of this name;"
-            f" `fglaunch resume {run.name}` goes on with it, another name starts anew"
-        ) from None
+        raise _taken(run.name, store) from None
     return runs
+
+
+def _taken(name: str, store: Store) -> UserError:
+    return UserError(
+        f"--name {name}: {store.url} has a run of this name;"
+        f" `fglaunch resume {name} --store {store.url}` goes on with it, another name starts anew"
+    )
 
 
 def check_training_installed() -> None:

@@ -17,8 +17,9 @@ import msgspec
 
 from fgtrain.errors import FglaunchError, RecipeError
 from fgtrain.overrides import apply
-from fgtrain.parts import convert
+from fgtrain.parts import convert, leaves, locate
 from fgtrain.recipe import Recipe
+from launcher.recipe_check import flaws
 
 HEAVY = frozenset(
     {
@@ -66,7 +67,8 @@ def load(target: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load the recipe of `file.py` or `file.py:NAME`, with overrides applied.
 
     Raises:
-        RecipeError: missing, broken, importing what it may not, holding no recipe, or overridden wrongly.
+        RecipeError: missing, broken, importing what it may not, holding no recipe, overridden wrongly, or with a value
+            that makes no sense.
     """
     path, name = split_target(target)
     module = _run(path)
@@ -80,15 +82,24 @@ def load(target: str, overrides: Sequence[str] = ()) -> Recipe:
             recipe = apply(recipe, assignment)
         except RecipeError as error:
             raise RecipeError(f"{path}: {error}") from None
-    return _validated(recipe, path)
+    recipe = _validated(recipe, path)
+    if flaw := next(flaws(recipe), None):
+        raise RecipeError(f"{path}: {flaw}")
+    return recipe
 
 
 def _validated(recipe: Recipe, path: Path) -> Recipe:
     """Check every value against its annotation: Python itself does not, when a recipe is written."""
+    for field, value in leaves(recipe):
+        try:
+            msgspec.to_builtins(value)
+        except TypeError:
+            raise RecipeError(f"{path}: {field}: a {type(value).__name__} cannot be part of a recipe") from None
     try:
         return convert(msgspec.to_builtins(recipe), Recipe)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {str(error).replace('`$.', '`')}") from None
+        field, what = locate(error)
+        raise RecipeError(f"{path}: {field}: {what}") from None
 
 
 def _run(path: Path) -> ModuleType:
@@ -126,7 +137,7 @@ def _execute(code: CodeType, path: Path) -> ModuleType:
         ) from None
     except FglaunchError as error:
         raise RecipeError(f"{path}:{_line(error, path)}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"{path}:{_line(error, path)}: {type(error).__name__}: {error}") from None
     return module
 
@@ -167,10 +178,13 @@ def _refuse(name: str) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a recipe import its neighbours, as `python file.py` would."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
+    """Let a recipe import its neighbours, as `python file.py` would; the next recipe may have others of that name."""
+    folder, before = path.resolve().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
+                del sys.modules[name]

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import socket
 import time
+from pathlib import Path
 
 import msgspec
 
 from fgtrain.errors import KeyMissing, UserError
-from fgtrain.runstore import RunFile, RunStore
+from fgtrain.runstore import RunFile, RunStore, is_name
 
 HEARTBEAT_S = 5.0
 _SILENT_S = 30.0
+_START_TIME = 19  # field 22, counted from the one after the name. Source: proc(5)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """`status.json`. States: running, finished, stopped, failed. `updated` in Unix seconds."""
+    """`status.json`. States: running, finished, stopped, failed. `updated` in Unix seconds.
+
+    `pid` and `token` are the supervisor's, see `process_token`.
+    """
 
     state: str
     step: int
@@ -24,6 +29,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     updated: float
     host: str
     pid: int
+    token: str
     nodes: tuple[str, ...]
     message: str = ""
 
@@ -43,11 +49,28 @@ def live_state(status: Status | None) -> str:
     if status.state != "running":
         return status.state
     if status.host == socket.gethostname():
-        return "running" if _alive(status.pid) else "lost"
+        return "running" if process_token(status.pid) == status.token else "lost"
     return "running" if time.time() - status.updated < _SILENT_S else "lost"
 
 
-def _alive(pid: int) -> bool:
+def process_token(pid: int) -> str | None:
+    """Return what tells a living process from a later one of the same number; None if there is none.
+
+    Where there is no /proc, the number has to do.
+    """
+    if not Path("/proc/self/stat").exists():
+        return str(pid) if _exists(pid) else None
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    if after_name[0] in "ZX":  # dead, and not yet waited for
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{after_name[_START_TIME]}"
+
+
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -64,8 +87,10 @@ def existing_run(runs: RunStore) -> RunFile:
         UserError: there is no such run.
     """
     try:
-        return runs.read("run.json", RunFile)
+        if is_name(runs.run):
+            return runs.read("run.json", RunFile)
     except KeyMissing:
-        raise UserError(
-            f"no run called {runs.run} in {runs.store.url}; `fglaunch ps --store {runs.store.url}` lists them"
-        ) from None
+        pass
+    raise UserError(
+        f"no run called {runs.run!r} in {runs.store.url}; `fglaunch ps --store {runs.store.url}` lists them"
+    )

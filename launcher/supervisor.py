@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import msgspec
 
@@ -20,9 +18,8 @@ from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
 from launcher import engine, failures, hardware
-from launcher.status import HEARTBEAT_S, Status
-
-Event = dict[str, Any]
+from launcher.events import Event, decode_events, whole_lines
+from launcher.status import HEARTBEAT_S, Status, process_token
 
 _POLL_S = 0.1
 _STORE_POLL_S = 1.0
@@ -67,7 +64,8 @@ class Supervisor:
 
     def supervise(self) -> Outcome:
         """Run to the end. Nothing that was started is left running."""
-        self._runs.store.delete(self._runs.key("stop"))
+        for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
+            self._runs.store.delete(self._runs.key(leftover))
         restore = [(s, signal.signal(s, self._interrupt)) for s in (signal.SIGINT, signal.SIGTERM)]
         try:
             self._heartbeat("running")
@@ -94,9 +92,7 @@ class Supervisor:
     def _start(self) -> None:
         port = self._port or self._cluster.free_port(self._nodes[0])
         self._endpoint = f"{self._nodes[0].address}:{port}"
-        head = self._nodes[0]
-        argv = engine.rendezvous_argv(sys.executable, port)
-        self._rendezvous = self._cluster.start(head, Command(argv, {}, self._run.cwd, "rendezvous.log"))
+        self._rendezvous = self._cluster.start(self._nodes[0], rendezvous_command(self._run, port))
         for number, node in enumerate(self._nodes):
             self._start_agent(number, node)
 
@@ -140,6 +136,8 @@ class Supervisor:
             codes = {name: agent.poll() for name, agent in self._agents.items()}
             if all(code == 0 for code in codes.values()):
                 return self._verdict()
+            if any(code is not None for code in codes.values()) and self._runs.exists("result.json"):
+                return self._verdict()  # what died did so after the work was done
             self._replace(codes)
             if self._deaths >= failures.PATIENCE * len(self._nodes):
                 return Outcome(
@@ -207,10 +205,9 @@ class Supervisor:
     def _pass_on_events(self) -> None:
         for node in self._nodes:
             data = self._cluster.read(node, "events.jsonl", self._offsets[node.name])
-            whole = data[: data.rfind(b"\n") + 1]
+            whole = whole_lines(data)
             self._offsets[node.name] += len(whole)
-            for line in whole.splitlines():
-                event = json.loads(line)
+            for event in decode_events(whole):
                 if event["event"] == "failure":
                     self._told.append(msgspec.convert(event["failure"], Failure))
                 if event["event"] == "step" and event["step"] > self._step:
@@ -226,10 +223,16 @@ class Supervisor:
             updated=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
+            token=process_token(os.getpid()) or "",
             nodes=tuple(n.folder for n in self._nodes),
             message=message,
         )
         self._runs.write("status.json", status)
+
+
+def rendezvous_command(run: RunFile, port: int | str) -> Command:
+    """Return what to start on the first node, for the agents to meet in."""
+    return Command(engine.rendezvous_argv(sys.executable, port), {}, run.cwd, "rendezvous.log")
 
 
 def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:
@@ -246,7 +249,12 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
     devices = hardware.cuda_devices()
     mine = devices[number * world.gpus : (number + 1) * world.gpus]
     threads = max(1, hardware.cpu_count() // world.size)
-    env = engine.agent_env(threads=threads, devices=",".join(mine) if devices else None)
+    env = engine.agent_env(
+        threads=threads,
+        address=node.address,
+        devices=",".join(mine) if devices else None,
+        bits=run.recipe.determinism == "bits",
+    )
     return Command(argv, env, run.cwd, "agent.log")
 
 

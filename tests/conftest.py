@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.testbed.s3 import BinaryMissing, S3Server, s3_server
+
+# No deadline: a busy machine is no failure. No database: tests leave no files.
+settings.register_profile("fglaunch", deadline=None, database=None)
+settings.load_profile("fglaunch")
 
 
 def running(kind: str) -> Iterator[S3Server]:

@@ -21,6 +21,14 @@ class Model(Family):
     classes: int
     freeze: tuple[str, ...]
 
+    def check(self) -> None:
+        """Look, without importing torch here, for what `build` would refuse.
+
+        Raises:
+            UserError: as `build`.
+        """
+        raise NotImplementedError
+
     def build(self) -> torch.nn.Module:
         """Make the network, frozen parts and all; weights come from torch's global generator or a checkpoint.
 

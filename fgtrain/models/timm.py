@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fgtrain.errors import UserError
@@ -10,6 +16,9 @@ from fgtrain.parts import Part
 
 if TYPE_CHECKING:
     import torch
+
+
+_REFUSED = 3  # exit status: timm does not know the model
 
 
 class Timm(Part, Model):
@@ -28,15 +37,24 @@ class Timm(Part, Model):
     drop: float = 0.0
     drop_path: float = 0.0
 
+    def check(self) -> None:
+        """See `Model.check`. A name that stands in timm's source costs milliseconds; others, an import elsewhere."""
+        if self.weights and not Path(self.weights).is_file():
+            raise UserError(f"model.weights={self.weights}: there is no such file")
+        if importlib.util.find_spec("timm") is None or _stands_in_source(self.name):
+            return
+        argv = [sys.executable, "-m", "fgtrain.models.timm", self.name]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode == _REFUSED:
+            raise UserError(done.stdout.strip())
+
     def build(self) -> torch.nn.Module:
         """Make the network. See `Model.build`."""
         from fgtrain.freeze import freeze
         from fgtrain.torchvision_compat import import_timm
 
         timm = import_timm()
-        if not timm.is_model(self.name):
-            near = ", ".join(timm.list_models(f"*{self.name}*")[:5] or timm.list_models()[:5])
-            raise UserError(f"model.name={self.name}: timm has no such model; near it: {near}")
+        _require_known(timm, self.name)
         options: dict[str, Any] = {"drop_path_rate": self.drop_path} if self.drop_path else {}
         if self.weights:
             options["pretrained_cfg_overlay"] = {"file": self.weights}
@@ -59,3 +77,50 @@ class Timm(Part, Model):
         head: torch.nn.Module = net.get_classifier()  # type: ignore[operator]
         freeze(net, self.freeze, head)
         return net
+
+
+def _stands_in_source(name: str) -> bool:
+    """Tell whether timm's source, read as text, defines an architecture and, after a dot, its pretrained tag.
+
+    False proves nothing: deprecated and generated names are made at import.
+    """
+    spec = importlib.util.find_spec("timm")
+    texts = [
+        file.read_text(encoding="utf-8")
+        for place in (spec and spec.submodule_search_locations) or ()
+        for file in Path(place, "models").glob("*.py")
+    ]
+    definition, tagged = f"\ndef {name.partition('.')[0]}(pretrained", (f"'{name}'", f'"{name}"')
+    return any(definition in t and ("." not in name or any(n in t for n in tagged)) for t in texts)
+
+
+def _require_known(timm: ModuleType, name: str) -> None:
+    """Refuse a name that timm has no model for.
+
+    Raises:
+        UserError: names the nearest ones.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"near it: {', '.join(near)}" if near else "`timm.list_models()` lists them"
+        raise UserError(f"model.name={name}: timm has no such model; {hint}")
+    architecture, _, tag = name.partition(".")
+    tags = [n.partition(".")[2] for n in timm.list_models(f"{architecture}.*", include_tags=True)]
+    if tag and tag not in tags:
+        raise UserError(f"model.name={name}: {architecture} has no weights {tag!r}; there are {', '.join(tags)}")
+
+
+def _main() -> int:
+    """Say on standard output why timm does not know a model: `python -m fgtrain.models.timm NAME`."""
+    from fgtrain.torchvision_compat import import_timm
+
+    try:
+        _require_known(import_timm(), sys.argv[1])
+    except UserError as error:
+        print(error)
+        return _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

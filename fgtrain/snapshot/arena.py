@@ -1,8 +1,8 @@
 """A rank's arena: the slots in host memory that its shares are staged in, and what each of them is at.
 
-A slot is being filled, or complete, or being uploaded, or free. The newest complete ones are kept: they are what a
-killed worker is recovered from. All memory is taken at once, when it is known how much a share needs, so that a folder
-that cannot hold the arena is found then and not in mid-copy.
+A slot is being filled, or complete, or being uploaded or copied, or free. The newest complete ones are kept: they are
+what a killed worker is recovered from. All memory is taken at once, when it is known how much a share needs, so that a
+folder that cannot hold the arena is found then and not in mid-copy.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Arena:
         self._complete: list[str] = []  # oldest first
         self._filling: str | None = None
         self.uploading: set[str] = set()
+        self.copying: set[str] = set()  # to another node
 
     @property
     def folder(self) -> Path:
@@ -67,7 +68,7 @@ class Arena:
                 problem = f"{self.folder} cannot hold {sum(wanted.values()):,} bytes of snapshots: {error.strerror}"
             else:
                 return
-            if self.uploading or len(self._folders) == 1:
+            if self.uploading or self.copying or len(self._folders) == 1:
                 raise StoreUnavailable(problem)
             self._leave()
             self._note(f"{problem}; they go to {self.folder}")
@@ -107,7 +108,7 @@ class Arena:
         """Return a slot that may be overwritten, None if there is none."""
         filled = list(dict.fromkeys([*self._complete, *([self._filling] if self._filling else [])]))
         kept = filled[-_KEPT:] if len(self._names) > _KEPT else filled[-1:]
-        busy = {*kept, *self.uploading}
+        busy = {*kept, *self.uploading, *self.copying}
         return next((n for n in self._names if n not in busy), None)
 
     def fill(self, slot: str) -> None:

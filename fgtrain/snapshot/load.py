@@ -55,24 +55,44 @@ def newest(runs: RunStore, place: Place, memory: Sequence[Path], note: Callable[
         Corrupt: there are snapshots, but none that verifies; training anew would hide the loss.
     """
     names = from_leader(runs.manifest_names() if place.leads else [], place)
-    mine, problems = _parts(memory, runs.run)
+    # What was staged before the run was sent back to an older snapshot must not bring the abandoned steps back.
+    fence = from_leader(runs.fence() if place.leads else 0, place)
+    mine, problems = _parts(memory, runs.run, fence)
     ranks = from_all((mine, problems), place)
     everyone = [parts for parts, _ in ranks]
     for problem in sorted({p for _, some in ranks for p in some}) if place.leads else []:
         note(f"passed over in memory: {problem}")
-    for option in _options(_whole(everyone), names):
+    return _first(runs, place, everyone, _options(_whole(everyone), names), note)
+
+
+def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
+    """Return the newest of the manifests `names` (rising) whose every byte verifies; None without names.
+
+    Raises:
+        Corrupt: none of them verifies.
+    """
+    return _first(runs, place, [], _options([], names), note)
+
+
+def _first(
+    runs: RunStore,
+    place: Place,
+    everyone: list[list[_Part]],
+    options: list[list[_Part] | str],
+    note: Callable[[str], None],
+) -> Restored | None:
+    """Return the first option that verifies; without any in the store, there may be none."""
+    for option in options:
         try:
             if isinstance(option, str):
-                return _from_store(runs, place, option)
+                return _read(runs, place, option)
             return _assemble(runs, place, everyone, option)
         except Corrupt as error:
+            what = f"snapshot {option}" if isinstance(option, str) else f"the state of step {option[0].step} in memory"
             if place.leads:
-                what = (
-                    f"snapshot {option}" if isinstance(option, str) else f"the state of step {option[0].step} in memory"
-                )
                 note(f"{what} is passed over: {error}")
-    if names:
-        raise Corrupt(f"none of the {len(names)} snapshots of {runs.run} verifies")
+    if committed := sum(isinstance(option, str) for option in options):
+        raise Corrupt(f"none of the {committed} snapshots of {runs.run} verifies")
     return None
 
 
@@ -98,14 +118,14 @@ class _Part(NamedTuple):
     slot: str
 
 
-def _parts(memory: Sequence[Path], run: str) -> tuple[list[_Part], list[str]]:
-    """List what this node holds of a run, and what is unreadable."""
+def _parts(memory: Sequence[Path], run: str, fence: int) -> tuple[list[_Part], list[str]]:
+    """List what this node holds of a run's attempts past `fence`, and what is unreadable."""
     found, problems = [], []
     for folder in [f for m in memory if m.is_dir() for f in sorted(m.glob("*"))]:
         for slot, h in staged.headers(folder):
             if isinstance(h, Corrupt):
                 problems.append(str(h))
-            elif h.run == run:
+            elif h.run == run and h.attempt > fence:
                 found.append(_Part(h.attempt, h.step, h.rank, h.world, h.base or "", str(folder), slot))
     return found, problems
 
@@ -194,16 +214,21 @@ def _broadcast(value: Any, source: int, place: Place) -> Any:
 # -- the store ----------------------------------------------------------------------------------------------------
 
 
-def _from_store(runs: RunStore, place: Place, name: str) -> Restored:
+def _read(runs: RunStore, place: Place, name: str) -> Restored:
     manifest = from_leader(_manifest(runs, name) if place.leads else None, place)
     if isinstance(manifest, Corrupt):
         raise manifest
     assert manifest is not None
-    tensors = _tensors(runs, manifest, place)
+    tensors = read_tensors(runs, manifest, place)
     return Restored(manifest.step, "store", tensors, manifest.values, manifest, True, {})
 
 
-def _tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torch.Tensor]:
+def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torch.Tensor]:
+    """Read and verify all tensors of a manifest from the store; all ranks call together.
+
+    Raises:
+        Corrupt, StoreError
+    """
     buffers = {name: torch.empty(group.bytes_, dtype=torch.uint8) for name, group in manifest.groups.items()}
     chunks = [
         (name, number * group.chunk_bytes, bytes_, group.chunks[number])

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from fgtrain.snapshot.replicate import Peer
+
 
 class Persist(msgspec.Struct, frozen=True, tag=True):
     """Upload the staged share in `slot` of `folder`.
@@ -25,6 +27,34 @@ class Abandon(msgspec.Struct, frozen=True, tag=True):
     step: int
     slot: str
     reason: str
+
+
+class Copy(msgspec.Struct, frozen=True, tag=True):
+    """Send the staged share in `slot` of `folder` to the peer."""
+
+    folder: str
+    slot: str
+    step: int
+
+
+class Listening(msgspec.Struct, frozen=True, tag=True):
+    """The port at which this rank's uploader takes in other ranks' shares."""
+
+    port: int
+
+
+class Copied(msgspec.Struct, frozen=True, tag=True):
+    """The peer has the share of `step`, or (with a reason) has not; the slot may be used again."""
+
+    step: int
+    slot: str
+    reason: str
+
+
+class Meet(msgspec.Struct, frozen=True, tag=True):
+    """The peer to send copies to."""
+
+    peer: Peer
 
 
 class Stored(msgspec.Struct, frozen=True, tag=True):
@@ -57,8 +87,8 @@ class Quit(msgspec.Struct, frozen=True, tag=True):
     """Finish what was asked for, then leave."""
 
 
-Order = Persist | Abandon | Quit
-Report = Stored | Committed | Failed
+Order = Persist | Abandon | Copy | Meet | Quit
+Report = Stored | Committed | Failed | Copied | Listening
 
 
 def encode(message: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,18 +13,20 @@ import msgspec
 
 from fgtrain.errors import StoreUnavailable
 from fgtrain.manifest import Manifest
-from fgtrain.place import Place, from_all
+from fgtrain.place import Place, from_all, from_leader
 from fgtrain.runstore import RunStore
 from fgtrain.snapshot.arena import FROZEN, Arena
 from fgtrain.snapshot.layout import Layout, Tensors
 from fgtrain.snapshot.memory import forget_older
-from fgtrain.snapshot.protocol import Abandon, Committed, Failed, Persist, Report, Stored
+from fgtrain.snapshot.protocol import Abandon, Committed, Copied, Copy, Failed, Listening, Persist, Report, Stored
+from fgtrain.snapshot.replicate import Peer, peer_of
 from fgtrain.snapshot.staged import Header, Lines, Stretch
 from fgtrain.snapshot.staging import Piece, make_stager, pieces
 from fgtrain.snapshot.uploader import Start
 from fgtrain.snapshot.uploads import Uploads
 
 FINAL_TIMEOUT_S = 3600.0
+_MEET_TIMEOUT_S = 60.0
 _REHASH_EVERY = 20  # snapshots between two looks at what is believed not to have changed
 _TURN_S = 1.0  # between two words of the ranks on what they wait for
 
@@ -39,13 +42,17 @@ class Saver:
         folders: Sequence[Path],
         *,
         slots: int,
+        copies: bool,
         determinism: str,
         last: Manifest | None,
         verified: bool,
         inherited: frozenset[str] = frozenset(),
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Stage in the first of `folders` with room; they belong to this rank and attempt. See `uploader.Start`."""
+        """Stage in the first of `folders` with room, which belong to this rank and attempt. See `uploader.Start`.
+
+        `copies`: keep a copy of each share on another node too.
+        """
         self._runs, self._place, self._attempt, self._folders = runs, place, attempt, folders
         self._determinism = determinism
         self._base = last.name if last else None
@@ -57,18 +64,34 @@ class Saver:
         self._frozen_crc32 = 0
         self._heard: list[Committed | Failed] = []
         self._fates: dict[int, Report] = {}  # the last word on the snapshot of a step
-        self._uploads = Uploads(
-            Start(
-                store=runs.store.url,
-                run=runs.run,
-                attempt=attempt,
-                rank=place.rank,
-                parent=os.getpid(),
-                last=self._base,
-                verified=verified,
-                inherited=tuple(sorted(inherited)),
-            )
+        start = Start(
+            store=runs.store.url,
+            run=runs.run,
+            memory=str(folders[0].parent),
+            attempt=attempt,
+            rank=place.rank,
+            parent=os.getpid(),
+            last=self._base,
+            verified=verified,
+            host=os.environ.get("FGLAUNCH_ADDRESS", "127.0.0.1"),
+            token=from_leader(secrets.token_hex(16), place),
+            inherited=tuple(sorted(inherited)),
         )
+        self._uploads = Uploads(start)
+        self._copies = copies and self._meet(start)
+
+    def _meet(self, start: Start) -> bool:
+        """Learn where to send copies, and tell where this rank takes them in; False on a single node."""
+        if self._place.size == 1:
+            return False
+        first = self._uploads.report(_MEET_TIMEOUT_S)
+        port = first.port if isinstance(first, Listening) else 0
+        everyone = from_all((start.memory, start.host, port), self._place)
+        rank = peer_of(self._place.rank, [node for node, _, _ in everyone])
+        if rank is None or not everyone[rank][2]:
+            return False
+        self._uploads.meet(Peer(everyone[rank][1], everyone[rank][2], start.token))
+        return True
 
     @property
     def copy_s(self) -> float:
@@ -96,6 +119,8 @@ class Saver:
             persist: whether to upload it, or only keep it in this host's memory.
         """
         self._stager.finish()
+        if persist:
+            self._uploads.ensure(self._base)
         self._begun += 1
         if self._begun == 3 and self._place.local_rank == 0:  # by now every rank has staged a whole share
             for folder in self._folders:
@@ -104,10 +129,8 @@ class Saver:
         try:
             rehash |= self._arrange(tensors)
         except StoreUnavailable as error:
-            self._ensure_uploader(persist=persist)
             self._give_up(step, "", str(error), persist=persist)
             return
-        self._ensure_uploader(persist=persist)
         slot = self._arena.free()
         assert slot is not None
         if rehash:
@@ -115,19 +138,18 @@ class Saver:
         stretches, now, later = self._plan(slot, tensors, buffers)
         self._arena.fill(slot)
         header = self._header(step, values, lines, stretches)
+        copy = self._copies and not self._arena.copying and not self._arena.uploading
+        if copy:
+            self._arena.copying.add(slot)
         if persist:
             self._arena.uploading.add(slot)
             self._persisted += 1
             self._fates.clear()
-        self._stager.begin(now, later, lambda: self._staged(slot, header, persist=persist, rehash=rehash))
+        self._stager.begin(now, later, lambda: self._staged(slot, header, persist=persist, rehash=rehash, copy=copy))
 
     def drain(self) -> None:
         """Return once the optimizer may change the state; the time this takes is the snapshot's stall."""
         self._stager.drain()
-
-    def _ensure_uploader(self, *, persist: bool) -> None:
-        if persist or not self._uploads.started:
-            self._uploads.ensure(self._base)
 
     def _arrange(self, tensors: Tensors) -> bool:
         """Lay the state out anew if it is not what it was; tells whether it did.
@@ -186,15 +208,19 @@ class Saver:
             crc32={},
         )
 
-    def _staged(self, slot: str, header: Header, *, persist: bool, rehash: bool) -> None:
+    def _staged(self, slot: str, header: Header, *, persist: bool, rehash: bool, copy: bool) -> None:
         """Declare a slot complete, in the thread that copied: seal it, and hand it to the uploader."""
         try:
             self._arena.filled(slot, msgspec.structs.replace(header, crc32=self._crc32(header.stretches)))
         except OSError as error:  # of the header: its folder is full
+            self._uploads.answer(Copied(header.step, slot, ""))
             self._give_up(header.step, slot, f"{self._arena.folder}: {error.strerror}", persist=persist)
             return
+        folder = str(self._arena.folder)
         if persist:
-            self._uploads.order(Persist(str(self._arena.folder), slot, header.step, rehash))
+            self._uploads.order(Persist(folder, slot, header.step, rehash))
+        if copy:
+            self._uploads.order(Copy(folder, slot, header.step))
 
     def _crc32(self, stretches: tuple[Stretch, ...]) -> dict[str, int]:
         found = {}
@@ -235,6 +261,8 @@ class Saver:
                 self._arena.uploading.discard(slot)
                 self._fates[report.step] = report
                 self._heard.append(report)
+            case Copied(slot=slot):
+                self._arena.copying.discard(slot)
             case Committed(name=name):
                 self._base = name
                 self._fates[report.step] = report
@@ -261,8 +289,8 @@ class Saver:
                 raise StoreUnavailable(f"no room for a snapshot: earlier ones are not stored after {timeout_s:g} s")
             self._turn()
 
-    def settle(self, step: int, timeout_s: float = FINAL_TIMEOUT_S) -> None:
-        """Wait until every rank knows that the snapshot of `step` is committed; `poll` has the details.
+    def settle(self, step: int, timeout_s: float = FINAL_TIMEOUT_S) -> Committed:
+        """Wait until every rank knows that the snapshot of `step` is committed; returns what rank 0 heard.
 
         Raises:
             StoreUnavailable: it failed, or takes too long.
@@ -275,7 +303,7 @@ class Saver:
             if isinstance(fates[0], Committed):
                 if not self._place.leads and fates[self._place.rank] != fates[0]:
                     self._take(fates[0])
-                return
+                return fates[0]
             for fate in fates:
                 if isinstance(fate, Failed):
                     raise StoreUnavailable(f"snapshot of step {step}: {fate.reason}")

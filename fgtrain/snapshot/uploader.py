@@ -18,7 +18,22 @@ import msgspec
 from fgtrain.errors import Corrupt, FglaunchError, StoreUnavailable
 from fgtrain.lifeline import die_with_parent
 from fgtrain.runstore import RunStore
-from fgtrain.snapshot.protocol import Abandon, Committed, Failed, Order, Persist, Quit, Report, Stored, encode
+from fgtrain.snapshot.protocol import (
+    Abandon,
+    Committed,
+    Copied,
+    Copy,
+    Failed,
+    Listening,
+    Meet,
+    Order,
+    Persist,
+    Quit,
+    Report,
+    Stored,
+    encode,
+)
+from fgtrain.snapshot.replicate import Peer, Receiver, Sender
 from fgtrain.snapshot.staged import Header, read_header
 from fgtrain.snapshot.upload import Fenced, Uploader
 from fgtrain.stores import open_store
@@ -30,16 +45,21 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What an uploader is started with, as JSON in its first argument.
 
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
-    chunks of another run's manifest that this run refers to.
+    chunks of another run's manifest that this run refers to. `memory` is the node's folder for copies of other nodes'
+    shares, `host` this node's address, `port` where copies are expected (0: anywhere), `token` the job's secret.
     """
 
     store: str
     run: str
+    memory: str
     attempt: int
     rank: int
     parent: int
     last: str | None
     verified: bool
+    host: str
+    token: str
+    port: int = 0
     inherited: tuple[str, ...] = ()
 
 
@@ -50,7 +70,11 @@ def main() -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
-    Service(lambda: make_uploader(start), start.rank).serve()
+    receiver = Receiver(start.host, Path(start.memory), start.token, start.port)
+    service = Service(lambda: make_uploader(start), start.rank)
+    service.say(Listening(receiver.port))
+    service.serve()
+    receiver.close()
 
 
 def make_uploader(start: Start) -> Uploader:
@@ -81,14 +105,33 @@ class Service:
         self._uploader: Uploader | None = None
         self._rank = rank
         self._heard = ""
+        self._peer: Peer | None = None
+        self._senders: dict[str, Sender] = {}  # by the folder that they send from
 
     def serve(self) -> None:
         """Work until the orders end."""
         for line in sys.stdin.buffer:
-            order = msgspec.json.decode(line, type=Order)
-            if isinstance(order, Quit):
-                return
-            self._answer(order)
+            match msgspec.json.decode(line, type=Order):
+                case Quit():
+                    return
+                case Meet(peer=peer):
+                    self._peer = peer
+                case Copy() as order:
+                    self.say(Copied(order.step, order.slot, self._copy(order)))
+                case order:
+                    self._answer(order)
+
+    def _copy(self, order: Copy) -> str:
+        """Send a share to the peer; returns what went wrong."""
+        try:
+            if self._peer is None:
+                raise Corrupt("there is no peer")
+            header = _header(Path(order.folder), order.slot, order.step)
+            sender = self._senders.setdefault(order.folder, Sender(self._peer, Path(order.folder)))
+            sender.send(header)
+        except FglaunchError as error:
+            return str(error)
+        return ""
 
     def _answer(self, order: Persist | Abandon) -> None:
         """Carry an order out; whatever happens, its rank hears of it."""
@@ -101,10 +144,10 @@ class Service:
             header = self._store(uploader, order)
             slot = ""  # once told that it is stored, the rank may put something else there
             if self._rank == 0:
-                self._say(self._commit(uploader, header, started))
+                self.say(self._commit(uploader, header, started))
             elif (last := uploader.last) and last.name != self._heard:
                 self._heard = last.name
-                self._say(Committed(last.step, last.name, 0, 0, 0.0))
+                self.say(Committed(last.step, last.name, 0, 0, 0.0))
         except FglaunchError as error:
             self._fail(order.step, slot, str(error), fenced=isinstance(error, Fenced))
         except Exception as error:  # never a silent end: the rank counts on an answer
@@ -112,15 +155,13 @@ class Service:
 
     def _store(self, uploader: Uploader, order: Persist) -> Header:
         uploader.folder = Path(order.folder)
-        header = read_header(uploader.folder, order.slot)
-        if header.step != order.step:
-            raise Corrupt(f"slot {order.slot} does not hold step {order.step}")
+        header = _header(uploader.folder, order.slot, order.step)
         uploader.store_share(header, rehash=order.rehash)
-        self._say(Stored(order.step, order.slot))
+        self.say(Stored(order.step, order.slot))
         return header
 
     def _fail(self, step: int, slot: str, reason: str, *, fenced: bool = False) -> None:
-        self._say(Failed(step, slot, reason, fenced))
+        self.say(Failed(step, slot, reason, fenced))
         if self._uploader and self._rank != 0:
             self._uploader.give_up(step, reason)
 
@@ -129,9 +170,17 @@ class Service:
         seconds = round(time.monotonic() - started, 3)
         return Committed(manifest.step, manifest.name, manifest.bytes_new, manifest.bytes_shared, seconds)
 
-    def _say(self, report: Report) -> None:
+    def say(self, report: Report) -> None:
+        """Report to the rank."""
         sys.stdout.buffer.write(encode(report))
         sys.stdout.buffer.flush()
+
+
+def _header(folder: Path, slot: str, step: int) -> Header:
+    header = read_header(folder, slot)
+    if header.step != step:
+        raise Corrupt(f"slot {slot} does not hold step {step}")
+    return header
 
 
 if __name__ == "__main__":

@@ -10,7 +10,21 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from fgtrain.snapshot.protocol import Abandon, Committed, Failed, Persist, Quit, Report, Stored, encode
+from fgtrain.snapshot.protocol import (
+    Abandon,
+    Committed,
+    Copied,
+    Copy,
+    Failed,
+    Listening,
+    Meet,
+    Persist,
+    Quit,
+    Report,
+    Stored,
+    encode,
+)
+from fgtrain.snapshot.replicate import Peer
 from fgtrain.snapshot.uploader import Start
 
 DIED = "the uploader process died"
@@ -21,33 +35,36 @@ class Uploads:
     """Hands this rank's shares to an uploader process; every order is answered, if need be in its stead."""
 
     def __init__(self, start: Start) -> None:
-        """Plan to start uploaders with `start`; none is started yet."""
+        """Start one with `start`, from the main thread: the kernel ends it with the thread that starts it."""
         self._start = start
-        self._process: _Process | None = None
+        self._peer: Peer | None = None
         self._reports: SimpleQueue[Report] = SimpleQueue()
+        self._process = _Process(start, self._reports)
 
     def ensure(self, base: str | None) -> None:
-        """See that there is an uploader. The kernel ends it with the thread that calls this: call from the main one.
+        """Replace an uploader that has died; from the main thread.
 
         Args:
             base: the newest manifest known to be committed.
         """
-        if self._process and not self._process.dead:
+        if not self._process.dead:
             return
-        if self._process:  # what it had found out has died with it
-            self._start = msgspec.structs.replace(self._start, verified=False)
-        self._start = msgspec.structs.replace(self._start, last=base)
+        # What it had found out has died with it; other ranks expect the next one at the same port.
+        port = self._process.port
+        self._start = msgspec.structs.replace(self._start, last=base, verified=False, port=port)
         self._process = _Process(self._start, self._reports)
+        if self._peer:
+            self._process.tell(Meet(self._peer))
 
-    @property
-    def started(self) -> bool:
-        """Whether there ever was an uploader."""
-        return self._process is not None
+    def meet(self, peer: Peer) -> None:
+        """Have copies sent to a peer from now on."""
+        self._peer = peer
+        self._process.tell(Meet(peer))
 
-    def order(self, what: Persist | Abandon) -> None:
+    def order(self, what: Persist | Abandon | Copy) -> None:
         """Give an order; from any thread."""
-        if self._process is None or not self._process.order(what):
-            self.answer(Failed(what.step, what.slot, DIED, False))
+        if not self._process.order(what):
+            self.answer(_died(what))
 
     def answer(self, report: Report) -> None:
         """Add a report in the uploader's stead."""
@@ -62,8 +79,13 @@ class Uploads:
 
     def close(self) -> None:
         """Let the uploader finish what it was asked for; one that takes long is killed."""
-        if self._process:
-            self._process.close()
+        self._process.close()
+
+
+def _died(order: Persist | Abandon | Copy) -> Report:
+    if isinstance(order, Copy):
+        return Copied(order.step, order.slot, DIED)
+    return Failed(order.step, order.slot, DIED, False)
 
 
 class _Process:
@@ -76,8 +98,10 @@ class _Process:
             stdout=subprocess.PIPE,
         )
         self.dead = False
+        self.port = start.port
         self._lock = threading.Lock()
-        self._open: dict[int, str] = {}  # step -> slot
+        self._open: dict[int, Persist | Abandon] = {}  # by step
+        self._copies: dict[int, Copy] = {}
         self._reports = reports
         self._last_word = Committed if start.rank == 0 else Stored
         self._listener = threading.Thread(target=self._listen, name="uploader reports", daemon=True)
@@ -94,14 +118,18 @@ class _Process:
         with self._lock:
             self.dead = True
             self._let_go()
-            for step, slot in self._open.items():
-                self._reports.put(Failed(step, slot, DIED, False))
+            for order in [*self._open.values(), *self._copies.values()]:
+                self._reports.put(_died(order))
 
     def _note(self, report: Report) -> None:
-        if isinstance(report, Failed | self._last_word):
+        if isinstance(report, Listening):
+            self.port = report.port
+        elif isinstance(report, Copied):
+            self._copies.pop(report.step, None)
+        elif isinstance(report, Failed | self._last_word):
             self._open.pop(report.step, None)
-        elif isinstance(report, Stored) and report.step in self._open:
-            self._open[report.step] = ""  # the slot may hold something else by the time the commit is decided
+        elif report.step in self._open:  # the slot may hold something else by the time the commit is decided
+            self._open[report.step] = msgspec.structs.replace(self._open[report.step], slot="")
 
     def _let_go(self) -> None:
         assert self._process.stdin is not None
@@ -109,17 +137,26 @@ class _Process:
             self._process.stdin.close()
         self._process.wait()
 
-    def order(self, what: Persist | Abandon) -> bool:
+    def order(self, what: Persist | Abandon | Copy) -> bool:
         """Pass an order on; False if nobody is there to take it."""
-        assert self._process.stdin is not None
         with self._lock:
             if self.dead:
                 return False
-            self._open[what.step] = what.slot
-            with contextlib.suppress(BrokenPipeError):  # the listener is about to hear of its end
-                self._process.stdin.write(encode(what))
-                self._process.stdin.flush()
+            if isinstance(what, Copy):
+                self._copies[what.step] = what
+            else:
+                self._open[what.step] = what
+        self.tell(what)
         return True
+
+    def tell(self, what: Persist | Abandon | Copy | Meet) -> None:
+        """Pass on what needs no answer, or what will be answered in its stead."""
+        assert self._process.stdin is not None
+        with self._lock:
+            if not self.dead:
+                with contextlib.suppress(BrokenPipeError):  # the listener is about to hear of its end
+                    self._process.stdin.write(encode(what))
+                    self._process.stdin.flush()
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import uuid
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from fgtrain.errors import KeyExists, KeyMissing, UserError
@@ -86,6 +86,37 @@ class Store(Protocol):
         Raises:
             UserError: names the URL and what to do (create the bucket, set credentials, grant writing, ...).
         """
+
+
+@runtime_checkable
+class Copier(Protocol):
+    """What a store may offer beside `Store`: copies that do not travel through this process."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Write what `source` holds under `target` too, as a write of now, replacing what is there.
+
+        Raises:
+            KeyMissing: no object called `source`.
+            StoreUnavailable: it may or may not have been written.
+        """
+
+
+def copy(store: Store, source: str, target: str) -> None:
+    """Copy an object within a store, by the store itself where it can. See `Copier.copy`."""
+    if isinstance(store, Copier):
+        store.copy(source, target)
+    else:
+        store.put(target, store.get(source))
+
+
+def now(store: Store) -> float:
+    """Return the time by the store's own clock, which is the one that `Entry.modified` is told by (Unix seconds)."""
+    key = f"probe/{uuid.uuid4().hex}"
+    store.put(key, b"what time is it")
+    try:
+        return store.head(key).modified
+    finally:
+        store.delete(key)
 
 
 def open_store(url: str) -> Store:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fgtrain.errors import KeyExists, KeyMissing, UserError
 from fgtrain.stores import Abilities, Entry, probe, valid_key
@@ -15,9 +15,10 @@ _objects: defaultdict[str, dict[str, tuple[bytes, float]]] = defaultdict(dict)
 
 
 class MemoryStore:
-    """A named dictionary: key to bytes and time of last write."""
+    """A named dictionary: key to bytes and time of last write, by `clock` (Unix seconds)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self.url = f"memory://{name}"
         with _lock:
             self._objects = _objects[name]
@@ -25,14 +26,14 @@ class MemoryStore:
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `Store.put`."""
         with _lock:
-            self._objects[valid_key(key)] = (bytes(data), time.time())
+            self._objects[valid_key(key)] = (bytes(data), self._clock())
 
     def create(self, key: str, data: bytes | memoryview) -> None:
         """See `Store.create`."""
         with _lock:
             if valid_key(key) in self._objects:
                 raise KeyExists(f"{self.url}/{key}")
-            self._objects[key] = (bytes(data), time.time())
+            self._objects[key] = (bytes(data), self._clock())
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """See `Store.get`."""

@@ -11,6 +11,11 @@ from cluster import ClusterError
 from fgtrain.errors import FglaunchError, UserError
 
 
+def one_line(error: Exception) -> str:
+    """Return an error's message without its line breaks."""
+    return " ".join(str(error).split("\n"))
+
+
 def call(args: argparse.Namespace) -> int:
     """Run the command that was parsed; the user's mistakes become one line and exit code 2."""
     try:
@@ -18,10 +23,10 @@ def call(args: argparse.Namespace) -> int:
         code: int = module.call(args)
         return code
     except (UserError, ClusterError) as error:
-        print(f"fglaunch: {error}", file=sys.stderr)
+        print(f"fglaunch: {one_line(error)}", file=sys.stderr)
         return 2
     except FglaunchError as error:
-        print(f"fglaunch: {error}", file=sys.stderr)
+        print(f"fglaunch: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
+from cluster import Node
 from cluster.local import LocalCluster
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher.display import make_display
+from launcher.events import decode_events, whole_lines
 from launcher.foreground import conclude, resume_command, say
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
@@ -21,21 +22,20 @@ _POLL_S = 0.2
 def call(args: argparse.Namespace) -> int:
     """Show the run's events until it ends; Ctrl-C leaves the run alone."""
     runs = RunStore(open_store(args.store or default_store()), args.run)
-    run = existing_run(runs)
+    existing_run(runs)
     status = read_status(runs)
     cluster = LocalCluster(work_root())
-    nodes = cluster.nodes(run.name, len(status.nodes) if status else 1)
-    offsets = dict.fromkeys((n.name for n in nodes), 0)
+    offsets: dict[str, int] = {}
     display = make_display()
     try:
         while True:
             ended = live_state(status) != "running"
-            for node in nodes:
-                data = cluster.read(node, "events.jsonl", offsets[node.name])
-                whole = data[: data.rfind(b"\n") + 1]
-                offsets[node.name] += len(whole)
-                for line in whole.splitlines():
-                    display(json.loads(line))
+            for folder in status.nodes if status else ():
+                node, offset = Node(folder, "", folder), offsets.get(folder, 0)
+                whole = whole_lines(cluster.read(node, "events.jsonl", offset))
+                offsets[folder] = offset + len(whole)
+                for event in decode_events(whole):
+                    display(event)
             if ended:
                 break
             time.sleep(_POLL_S)

@@ -56,5 +56,6 @@ def _print_new(file: Path, offsets: dict[Path, int]) -> None:
         print(f"--- attempt {attempt}, rank {rank} ({file})")
     if data:
         offsets[file] = offsets.get(file, 0) + len(data)
-        sys.stdout.write(data.decode(errors="replace"))
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)  # as bytes: a read may end within a character
         sys.stdout.flush()

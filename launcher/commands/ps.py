@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fgtrain.errors import Corrupt, KeyMissing
 from fgtrain.runstore import RunFile, RunStore, run_names
 from fgtrain.stores import open_store
 from launcher.prepare import default_store
@@ -35,7 +36,11 @@ def call(args: argparse.Namespace) -> int:
 
 
 def _row(runs: RunStore) -> dict[str, Any]:
-    run, status = runs.read("run.json", RunFile), read_status(runs)
+    try:
+        run, status = runs.read("run.json", RunFile), read_status(runs)
+    except (Corrupt, KeyMissing) as error:  # of another version, damaged, or just deleted: the others are listed
+        blank = {"step": 0, "steps": 0, "recipe": "", "created": 0.0}
+        return {"run": runs.run, "state": "unreadable", **blank, "message": str(error)}
     return {
         "run": run.name,
         "state": live_state(status),

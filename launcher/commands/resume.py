@@ -1,4 +1,4 @@
-"""`fglaunch resume RUN`: go on from the newest snapshot, on the same world or another."""
+"""`fglaunch resume RUN`: go on from the newest snapshot or an older one, on the same world or another."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fgtrain.errors import UserError
+import msgspec
+
+from fgtrain.dataindex import index_digest, usable
+from fgtrain.errors import RecipeError, UserError
+from fgtrain.housekeeping import turn
+from fgtrain.lineage import abandon_after
 from fgtrain.parts import digest, leaves
 from fgtrain.plan import World
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
+from fgtrain.snapshot.memory import forget, memory_folders
+from fgtrain.stores import open_store
 from launcher import foreground, prepare
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
@@ -19,13 +26,12 @@ from launcher.status import existing_run, live_state, read_status
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    store, notes = prepare.checked_store(args.store or prepare.default_store())
-    runs = RunStore(store, args.run)
+    runs = RunStore(open_store(args.store or prepare.default_store()), args.run)
     run = existing_run(runs)
     state = live_state(read_status(runs))
     if state == "running":
         raise UserError(f"{args.run} is running; `fglaunch attach {args.run}` watches it, `fglaunch stop` stops it")
-    if state == "finished":
+    if state == "finished" and args.from_step is None:
         say(foreground.where_results_are(runs))
         return 0
     if not args.as_recorded:
@@ -34,11 +40,34 @@ def call(args: argparse.Namespace) -> int:
         run.world.nodes if args.nodes is None else args.nodes,
         run.world.gpus if args.gpus is None else args.gpus,
     )
-    for note in foreground.check_start(run, world, args.port) + notes:
+    notes = foreground.check_start(run, world, args.port)
+    check_data(run)
+    notes += prepare.try_store(runs.store)
+    foreground.make_ready(run.name, world)
+    for note in notes:
         say(note)
+    if args.from_step is not None:
+        go_back(runs, args.from_step)
     if args.detach:
         return foreground.detach(runs, world, args.port)
     return foreground.supervise_here(run, runs, world, args.port)
+
+
+def go_back(runs: RunStore, step: int) -> None:
+    """Set aside what is newer than the snapshot of a step, so that the run goes on from there.
+
+    Raises:
+        UserError: there is no snapshot of this step, none that verifies, or someone prunes just now.
+    """
+    with turn(runs.store) as mine:
+        manifest, newer = abandon_after(mine, runs, step)
+    for folder in foreground.node_folders(runs):  # a newer state in host memory must not win over the user's word
+        for memory in memory_folders(runs.run, folder):
+            forget(memory)
+    status = read_status(runs)
+    if status:  # else a run that was finished would still be, were we killed before it starts
+        runs.write("status.json", msgspec.structs.replace(status, state="stopped", step=manifest.step, message=""))
+    say(f"{runs.run} goes on from step {manifest.step}; {len(newer)} newer snapshots are set aside")
 
 
 def check_unchanged(run: RunFile) -> None:
@@ -52,13 +81,27 @@ def check_unchanged(run: RunFile) -> None:
     path, _ = split_target(run.recipe_file)
     if not (Path(run.cwd) / path).exists():
         return
-    now = load(str(Path(run.cwd) / run.recipe_file), run.overrides)
+    try:
+        now = load(str(Path(run.cwd) / run.recipe_file), run.overrides)
+    except RecipeError as error:
+        raise UserError(f"{error} (--as-recorded goes on with the recipe that {run.name} began with)") from error
     if digest(now) == run.recipe_digest:
         return
     raise UserError(
         f"{run.recipe_file} has changed since {run.name} began: {'; '.join(differences(run.recipe, now))}."
         " Add --as-recorded to go on with the recorded recipe, or start a new run"
     )
+
+
+def check_data(run: RunFile) -> None:
+    """Refuse to go on with other pictures than the run began with.
+
+    Raises:
+        UserError: they are gone, broken or others.
+    """
+    index, _ = usable(run.recipe.data, run.recipe.data.index())
+    if index_digest(index) != run.data_digest:
+        raise UserError(f"the data of {run.name} is not what it was when the run began; restore it or start a new run")
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from itertools import islice
 
-from fgtrain.plan import World, share
+from cluster import Command
+from cluster.local import LocalCluster
+from fgtrain.lineage import adopt
+from fgtrain.plan import Plan, World, share
 from fgtrain.runstore import RunFile
-from fgtrain.stores import Store
+from fgtrain.stores import Store, open_store
 from launcher import foreground, prepare
 from launcher.foreground import say
-from launcher.supervisor import agent_command, work_root
+from launcher.supervisor import agent_command, rendezvous_command, work_root
+
+_SHOWN = 6  # evaluations named by --dry-run
 
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     world = World(args.nodes, args.gpus)
-    if args.name:
+    if args.name is not None:
         prepare.check_name(args.name)
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, world, args.port)
-    store, store_notes = prepare.checked_store(args.store or prepare.default_store())
-    for note in notes + store_notes:
+    store = open_store(args.store or prepare.default_store())
+    run = prepare.begin_from(run, store, args.init_from, args.init_skip)
+    if not args.dry_run:  # which leaves no trace
+        notes += prepare.try_store(store)
+    prepare.check_unused(run.name, store)
+    if not args.dry_run:
+        foreground.make_ready(run.name, world)
+    for note in notes:
         say(note)
     if args.dry_run:
         print("\n".join(dry_run(run, store, world, args.port)))
         return 0
     runs = prepare.register(run, store)
+    adopt(run, runs)
     if args.detach:
         return foreground.detach(runs, world, args.port)
     return foreground.supervise_here(run, runs, world, args.port)
@@ -34,28 +47,36 @@ def call(args: argparse.Namespace) -> int:
 
 def dry_run(run: RunFile, store: Store, world: World, port: int | None) -> list[str]:
     """Return the plan and the command of every node, as lines."""
-    from cluster.local import LocalCluster
-    from launcher import engine
-
     plan = run.plan
     lines = [
         f"run        {run.name} in {store.url}",
         f"recipe     {run.recipe_file}  {run.recipe_digest[:12]}",
+        *([f"weights    of {run.init_from}"] if run.init_from else []),
         f"world      {world.nodes} nodes x {world.gpus} processes = {world.size} ranks",
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
-        f" warm-up {plan.warmup_steps}; evaluation after {', '.join(map(str, plan.evaluate_steps[:6]))}"
-        + (" ..." if len(plan.evaluate_steps) > 6 else ""),
+        f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step",
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
     nodes = LocalCluster(work_root()).nodes(run.name, world.nodes)
-    endpoint = f"{nodes[0].address}:{port or '<free port>'}"
-    lines.append(f"{nodes[0].name}      {shlex.join(engine.rendezvous_argv('python', port or 0))}")
+    meeting = port or "FREE_PORT"
+    commands = [(nodes[0], rendezvous_command(run, meeting))]
     for number, node in enumerate(nodes):
-        command = agent_command(run, store.url, world, number, node, endpoint)
-        env = " ".join(f"{k}={shlex.quote(v)}" for k, v in sorted(command.env.items()))
-        lines.append(f"{node.name}      cd {shlex.quote(command.cwd)} && {env} {shlex.join(command.argv)}")
-    return lines
+        command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
+        commands.append((node, command))
+    return lines + [f"{node.name:<10} {_spell(command)}" for node, command in commands]
+
+
+def _spell(command: Command) -> str:
+    """Write a command as a shell reads it."""
+    env = [f"{k}={shlex.quote(v)}" for k, v in sorted(command.env.items())]
+    return " ".join([f"cd {shlex.quote(command.cwd)} &&", *env, shlex.join(command.argv)])
+
+
+def _evaluations(plan: Plan) -> str:
+    """Name the first few steps after which the run evaluates."""
+    due = list(islice((s for s in range(1, plan.steps + 1) if plan.evaluates_after(s)), _SHOWN + 1))
+    return ", ".join(map(str, due[:_SHOWN])) + (" ..." if len(due) > _SHOWN else "")

@@ -45,7 +45,7 @@ def rows_of(part: Part, file: str, overridden: set[str], prefix: str = "") -> It
     for field in msgspec.structs.fields(part):
         value, path = getattr(part, field.name), prefix + field.name
         default = field.default if field.default is not msgspec.NODEFAULT else msgspec.NODEFAULT
-        if path in overridden:
+        if any(path == o or path.startswith(o + ".") for o in overridden):
             source = "--set"
         else:
             source = "default" if default is not msgspec.NODEFAULT and value == default else file

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from fgtrain.errors import KeyExists, KeyMissing
-from fgtrain.stores import Abilities, Entry, Store
+from fgtrain.stores import Abilities, Entry, Store, copy, now
 
 MIB = 1 << 20
 RACERS = 16
@@ -258,6 +258,30 @@ class StoreContract:
         [entry] = store.list()
         assert isinstance(entry, Entry)
         assert entry == Entry(*entry)
+
+    def test_copy_is_an_object_of_its_own_written_now(self, store: Store) -> None:
+        store.put("a/原 b", b"bytes")
+        copy(store, "a/原 b", "c/d")
+        copied = store.head("c/d")
+        assert (copied.bytes_, store.get("c/d")) == (5, b"bytes")
+        assert copied.modified >= now(store) - 5
+        store.put("a/原 b", b"changed")
+        assert store.get("c/d") == b"bytes"
+        copy(store, "a/原 b", "c/d")
+        copy(store, "a/原 b", "c/d")
+        store.delete("a/原 b")
+        assert keys(store) == ["c/d"]
+        assert store.get("c/d") == b"changed"
+
+    def test_copy_of_nothing_is_a_missing_key(self, store: Store) -> None:
+        with pytest.raises(KeyMissing, match="gone"):
+            copy(store, "gone", "target")
+        assert keys(store) == []
+
+    def test_store_tells_its_time_and_leaves_nothing(self, store: Store) -> None:
+        store.put("before", b"")
+        assert store.head("before").modified <= now(store)
+        assert keys(store) == ["before"]
 
     def test_check_finds_the_abilities_and_leaves_nothing(self, store: Store) -> None:
         assert store.check() == self.abilities

@@ -47,7 +47,7 @@ def seen(recipe: Recipe, plan: Plan, *, size: int, workers: int, start: int = 0)
         for step in range(start, plan.steps):
             for micro in share(plan.micro_batches, rank, size):
                 batch = next(batches)
-                content = hashlib.sha256(batch.images.numpy().tobytes() + batch.labels.numpy().tobytes())
+                content = hashlib.sha256(batch.images.numpy().tobytes() + batch.labels.tobytes())
                 everything.append((step, micro, batch.ids, content.hexdigest()))
         assert next(batches, None) is None
     return sorted(everything)

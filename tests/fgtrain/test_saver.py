@@ -29,7 +29,7 @@ def saver_of(folder: Path, rank: int, world: int) -> tuple[RunStore, Saver]:
         runs.take_attempt(0, world)
     place = Place(rank, world, rank, torch.device("cpu"))
     mine = [folder / "memory" / f"00001-{rank:05d}"]
-    return runs, Saver(runs, place, 1, mine, slots=4, determinism="samples", last=None, verified=True)
+    return runs, Saver(runs, place, 1, mine, slots=4, copies=False, determinism="samples", last=None, verified=True)
 
 
 def bytes_of(tensors: Tensors, layout: Layout, group: str) -> bytes:

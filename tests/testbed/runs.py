@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FGLAUNCH = (sys.executable, "-m", "launcher")
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 240.0) -> Any:
     """Return the condition's first true value; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -42,7 +42,7 @@ class Runs:
             **env,
         }
 
-    def call(self, *args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def call(self, *args: str, timeout_s: float = 400.0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             [*FGLAUNCH, *args], capture_output=True, text=True, env=self.env, cwd=ROOT, timeout=timeout_s, check=False
@@ -60,6 +60,22 @@ class Runs:
         assert done.returncode == 0, done.stderr
         assert done.stdout
         return done.stdout
+
+    def processes(self) -> list[int]:
+        """Return every living process that was started with this store or work folder, detached ones too."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                known = f"FGLAUNCH_WORK={self.work}".encode() in (folder / "environ").read_bytes().split(b"\0")
+                if known and int(folder.name) != os.getpid():
+                    found.append(int(folder.name))
+        return found
+
+    def end(self) -> None:
+        """Kill whatever is left, also what was detached."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     @contextlib.contextmanager
     def start(self, name: str, *args: str) -> Iterator[LiveRun]:
@@ -128,7 +144,7 @@ class LiveRun:
                         found.append((int(folder.name), argv))
         return sorted(found, key=lambda p: (p[1][-2:], p[0]))
 
-    def wait(self, timeout_s: float = 180.0) -> int:
+    def wait(self, timeout_s: float = 400.0) -> int:
         """Wait for the launcher to end; returns its exit code."""
         return self.process.wait(timeout_s)
 

@@ -73,6 +73,7 @@ def work(job: Job, node: int, place: Place) -> None:
         attempt.attempt,
         [rank_folder(m, attempt.attempt, place.rank) for m in memory],
         slots=job.snapshots.slots,
+        copies=job.snapshots.copies,
         determinism="samples",
         last=restored.base if restored else None,
         verified=bool(restored and restored.verified),

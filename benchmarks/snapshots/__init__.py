@@ -1,0 +1,1 @@
+"""What `benchmarks/snapshot.py` starts: one job a model, its ranks measuring all methods in turn."""

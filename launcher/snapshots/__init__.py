@@ -1,0 +1,1 @@
+"""What `fglaunch snapshots` can do, one file each, found by its name."""

@@ -1,0 +1,100 @@
+"""The launcher is interrupted, or killed: what it started goes, nothing else does, and the run goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.testbed.runs import LiveRun, Runs, wait_for
+
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
+
+RECIPE = (
+    *("recipes/quickstart.py", "--nodes", "2", "--set", "epochs=3", "--set", "evaluate.micro=512"),
+    *(
+        "--set",
+        "evaluate.every_epochs=3",
+        "--set",
+        "loader.workers=1",
+        "--set",
+        "snapshots.steps=10",
+        "--set",
+        "snapshots.seconds=null",
+    ),
+)
+GONE_S = 60.0  # a bound, not the promise: on a busy machine everything takes longer
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    runs = Runs(tmp_path, FGLAUNCH_MEMORY=str(tmp_path / "memory"))
+    yield runs
+    runs.end()
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process beside the run, in the launcher's own shape: a Python program of this user."""
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+@contextlib.contextmanager
+def in_full_flow(runs: Runs, name: str) -> Iterator[LiveRun]:
+    """A run with a snapshot behind it, past which it has got."""
+    with runs.start(name, *RECIPE, "--name", name) as run:
+        run.wait_snapshot(10)
+        assert len(run.agents()) == 2
+        yield run
+
+
+def finishes(runs: Runs, name: str, *args: str) -> None:
+    done = runs.call("resume", name, *args)
+    assert done.returncode == 0, done.stderr
+    assert f"run {name} finished" in done.stderr.splitlines()[-1]
+    assert "attempt 1:" not in done.stderr
+    assert "from the start" not in done.stderr
+    [row] = [r for r in runs.json("ps") if r["run"] == name]
+    assert (row["state"], row["step"]) == ("finished", row["steps"])
+
+
+def test_interrupt_ends_everything_that_was_started_and_nothing_else(
+    runs: Runs, bystander: subprocess.Popen[bytes]
+) -> None:
+    with in_full_flow(runs, "interrupted") as run:
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait(GONE_S) == 130
+        assert run.all() == []
+        assert runs.processes() == []
+        assert "interrupted; `fglaunch resume interrupted" in run.output().splitlines()[-1]
+        assert "Traceback" not in run.output()
+    assert bystander.poll() is None
+    assert runs.json("ps")[0]["state"] == "stopped"
+    finishes(runs, "interrupted", "--nodes", "1", "--gpus", "3")
+
+
+def test_killed_launcher_takes_everything_with_it(runs: Runs, bystander: subprocess.Popen[bytes]) -> None:
+    with in_full_flow(runs, "killed") as run:
+        os.kill(run.process.pid, signal.SIGKILL)
+        wait_for(lambda: runs.processes() == [], "agents and workers leave by themselves", GONE_S)
+        assert run.wait() == -signal.SIGKILL
+    assert bystander.poll() is None
+    assert runs.json("ps")[0]["state"] == "lost"
+    assert runs.call("attach", "killed").returncode == 1
+    finishes(runs, "killed")
+
+
+def test_launcher_killed_while_agents_start_leaves_none(runs: Runs) -> None:
+    """The agents have not yet tied their lives to the launcher's: they must notice that it is gone already."""
+    with runs.start("early", *RECIPE, "--name", "early") as run:
+        wait_for(lambda: len(run.all()) >= 3, "the agents are there")
+        os.kill(run.process.pid, signal.SIGKILL)
+        wait_for(lambda: runs.processes() == [], "agents leave by themselves", GONE_S)

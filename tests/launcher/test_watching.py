@@ -1,0 +1,164 @@
+"""What is read of a run from outside: its status, its events, its log files, its recipe's values."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+from launcher.cli import main
+from launcher.commands.logs import find
+from launcher.display import PlainDisplay, spell
+from launcher.events import decode_events, whole_lines
+from launcher.status import Status, live_state, process_token
+from tests.fgtrain.test_runstore import run_file
+
+
+def status(**changes: Any) -> Status:
+    fields: dict[str, Any] = {
+        "state": "running",
+        "step": 1,
+        "steps": 9,
+        "updated": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "token": process_token(os.getpid()),
+        "nodes": (),
+    }
+    return Status(**(fields | changes))
+
+
+def test_run_is_running_while_its_supervisor_lives() -> None:
+    assert live_state(status()) == "running"
+    assert live_state(status(updated=0.0)) == "running"
+    assert live_state(None) == "created"
+    assert live_state(status(state="finished")) == "finished"
+
+
+def test_supervisor_on_another_host_is_lost_when_it_falls_silent() -> None:
+    assert live_state(status(host="elsewhere")) == "running"
+    assert live_state(status(host="elsewhere", updated=time.time() - 60)) == "lost"
+
+
+def test_number_of_a_dead_supervisor_that_another_process_has_now_is_no_sign_of_life() -> None:
+    assert live_state(status(token="of a process before this one")) == "lost"
+
+
+def test_killed_supervisor_is_lost_even_before_its_parent_takes_note() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        before = status(pid=process.pid, token=process_token(process.pid))
+        assert live_state(before) == "running"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, a zombie still
+        assert live_state(before) == "lost"
+    assert process_token(process.pid) is None
+
+
+def test_half_a_line_waits_and_rubbish_is_passed_over() -> None:
+    data = b'{"event": "a"}\n{"eve{"event": "b"}\n3\n{"event": "c"}\n{"event": "d"'
+    whole = whole_lines(data)
+    assert data[len(whole) :] == b'{"event": "d"'
+    assert [e["event"] for e in decode_events(whole)] == ["a", "c"]
+    assert whole_lines(b"no end") == b""
+
+
+def test_logs_are_those_of_the_newest_attempt_in_order_of_rank(tmp_path: Path) -> None:
+    for node, name in ((0, "00001-00000"), (0, "00002-00000"), (1, "00002-00010"), (1, "00002-00002"), (0, "starting")):
+        (tmp_path / f"node{node}" / "logs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"node{node}" / "logs" / f"{name}.log").write_text("x")
+    folders = [tmp_path / "node0", tmp_path / "node1", tmp_path / "gone"]
+    assert [f.stem for f in find(folders, None, None)] == ["00002-00000", "00002-00002", "00002-00010"]
+    assert [f.stem for f in find(folders, 1, None)] == ["00001-00000"]
+    assert [f.stem for f in find(folders, None, 10)] == ["00002-00010"]
+    assert find(folders, 3, None) == []
+
+
+def test_plain_display_writes_a_line_an_event_and_few_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    display = PlainDisplay()
+    step = {"event": "step", "step": 1, "epoch": 0.1, "loss": 2.0, "lr": 0.1, "images_per_s": 100.0}
+    for number in range(50):
+        display(step | {"step": number})
+    display({"event": "snapshot", "step": 50, "bytes_new": 1234567, "bytes_shared": 0})
+    display({"event": "attempt", "attempt": 2, "step": 50, "steps": 90, "world": 4})
+    display({"event": "unheard of"})
+    display.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("step 0  epoch 0.10  loss 2.0000")
+    assert lines[1:] == ["snapshot of step 50: 1,234,567 bytes new", "attempt 2: from step 50 of 90, 4 processes"]
+
+
+def test_note_is_shown_as_it_is() -> None:
+    assert spell({"event": "note", "text": "[bold] stays"}) == "[bold] stays"
+
+
+def test_unreadable_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(str(tmp_path))
+    RunStore(store, "good").create("run.json", run_file("good"))
+    store.put("runs/bad/run.json", b"{")
+    assert main(["ps", "--json", "--store", str(tmp_path)]) == 0
+    rows = {r["run"]: r for r in json.loads(capsys.readouterr().out)}
+    assert rows["good"]["state"] == "created"
+    assert rows["bad"]["state"] == "unreadable"
+    assert "run.json" in rows["bad"]["message"]
+    assert main(["ps", "--store", str(tmp_path)]) == 0
+    assert "good" in capsys.readouterr().out
+
+
+def test_empty_store_lists_nothing_and_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ps", "--json", "--store", str(tmp_path / "new")]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert not (tmp_path / "new").exists()
+
+
+def shown(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, tuple[Any, str]]:
+    assert main(["show", "recipes/quickstart.py", *args, "--json"]) == 0
+    return {r["path"]: (r["value"], r["source"]) for r in json.loads(capsys.readouterr().out)}
+
+
+def test_show_tells_where_each_value_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = shown(capsys, "--set", "seed=5", "--set", "ema.decay=0.5", "--set", "schedule=constant")
+    assert rows["optim.lr"] == (0.003, "recipes/quickstart.py")
+    assert rows["optim.eps"] == (1e-8, "default")
+    assert rows["seed"] == (5, "--set")
+    assert rows["ema.decay"] == (0.5, "--set")
+    assert rows["schedule"] == ("constant", "--set")
+    assert rows["schedule.warmup_epochs"] == (0.0, "--set")
+    assert rows["model"] == ("timm", "recipes/quickstart.py")
+
+
+def test_show_takes_a_constant_by_name_and_the_last_of_two_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "two.py"
+    text = Path("recipes/quickstart.py").read_text(encoding="utf-8")
+    recipe.write_text(text + "\nfrom fgtrain.recipe import replace\nSMALL = replace(RECIPE, epochs=1)\n")
+    assert main(["show", f"{recipe}:SMALL", "--set", "seed=1", "--set", "seed=2", "--json"]) == 0
+    rows = {r["path"]: r["value"] for r in json.loads(capsys.readouterr().out)}
+    assert (rows["epochs"], rows["seed"]) == (1.0, 2)
+
+
+def test_show_prints_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "recipes/quickstart.py"]) == 0
+    assert '"test_resnet"' in capsys.readouterr().out
+
+
+def test_recipes_with_neighbours_of_one_name_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("recipes/quickstart.py").read_text(encoding="utf-8").replace("epochs=20", "epochs=EPOCHS")
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "settings.py").write_text(f"EPOCHS = {number}")
+        (folder / "r.py").write_text(f"from settings import EPOCHS\n{text}", encoding="utf-8")
+        assert main(["show", str(folder / "r.py"), "--json"]) == 0
+        rows = {r["path"]: r["value"] for r in json.loads(capsys.readouterr().out)}
+        assert rows["epochs"] == number
