@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fgtrain.errors import Corrupt
+from fgtrain.sealed import seal, unseal
 
 FORMAT = 1
 
@@ -133,23 +134,6 @@ def weights_digest(groups: dict[str, Group], tensors: dict[str, TensorSpan], nam
     return hashlib.sha256(body).hexdigest()
 
 
-def seal(body: bytes) -> bytes:
-    """Put a checksum of its own in front of a document, as its first line."""
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-
-
-def unseal(data: bytes) -> bytes:
-    """Return the document that `seal` was given.
-
-    Raises:
-        Corrupt: truncated or altered.
-    """
-    digest, _, body = data.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise Corrupt("the manifest's checksum does not match")
-    return body
-
-
 def encode(manifest: Manifest) -> bytes:
     """Encode with a checksum of its own in the first line."""
     return seal(msgspec.json.encode(manifest, order="deterministic"))
@@ -161,8 +145,9 @@ def decode(data: bytes) -> Manifest:
     Raises:
         Corrupt: truncated, altered, or of a format this version does not know.
     """
+    body = unseal(data, "the manifest")
     try:
-        manifest = msgspec.json.decode(unseal(data), type=Manifest)
+        manifest = msgspec.json.decode(body, type=Manifest)
     except msgspec.ValidationError as error:
         raise Corrupt(f"a manifest of another format: {error}") from error
     if manifest.format != FORMAT:

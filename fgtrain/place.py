@@ -72,3 +72,12 @@ def from_leader(value: T, place: Place) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value: T, place: Place) -> list[T]:
+    """Return every rank's `value`, by rank, on every rank."""
+    if place.size == 1:
+        return [value]
+    box = [value] * place.size
+    dist.all_gather_object(box, value)
+    return box

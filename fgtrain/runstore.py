@@ -4,6 +4,7 @@ runs/<run>/run.json                      recipe, plan, digests: written once, by
 runs/<run>/status.json                   last word of the supervisor
 runs/<run>/stop                          present: someone asked the run to stop
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
+runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
 runs/<run>/manifests/<step>-<attempt>    one committed snapshot
 runs/<run>/abandoned/<step>-<attempt>    one that `resume --from` an older step has set aside
 runs/<run>/fence.json                    the attempt that did so: what earlier ones hold in memory is void
@@ -18,7 +19,9 @@ housekeeping/<id>                        someone prunes or collects
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -159,7 +162,14 @@ class RunStore:
         return [int(e.key.rsplit("/", 1)[1].removesuffix(".json")) for e in self.store.list(self.key("attempts/"))]
 
     def take_attempt(self, step: int, world: int) -> Attempt:
-        """Become the newest attempt; every older one may no longer commit."""
+        """Become the newest attempt; every older one may no longer commit.
+
+        A number is taken by a conditional create. Where the vendor ignores the condition, several callers may believe
+        that they took it; so each then writes a claim under a name of its own and lists the claims, and who sees
+        another's takes a higher number. Of two callers one lists after both have written: no number is used twice.
+        Manifests and part lists bear the number. So also on such a store two supervisors of one run fence each other,
+        in turns, but no commit ever replaces another attempt's; all that is lost is the steps of the fenced one.
+        """
         number = max(self.attempts(), default=0) + 1
         while True:
             attempt = Attempt(attempt=number, step=step, world=world, started=time.time())
@@ -167,8 +177,17 @@ class RunStore:
                 self.create(f"attempts/{number:05d}.json", attempt)
             except KeyExists:
                 number += 1
-            else:
+                continue
+            if self._claim(number):
                 return attempt
+            number += random.randint(1, 3)  # two that gave way to each other must not meet again for ever
+
+    def _claim(self, number: int) -> bool:
+        """Claim an attempt's number; False if somebody else does too."""
+        folder = self.key(f"claims/{number:05d}/")
+        own = folder + secrets.token_hex(8)
+        self.store.put(own, b"")
+        return [e.key for e in self.store.list(folder)] == [own]
 
     def fence(self) -> int:
         """Return the newest attempt that voided what those before it hold in memory; 0 if none did."""

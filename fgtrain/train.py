@@ -21,7 +21,7 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
-from fgtrain.snapshot.memory import memory_folder, rank_folder
+from fgtrain.snapshot.memory import memory_folders, rank_folder
 from fgtrain.snapshot.save import Saver
 from fgtrain.state import State
 from fgtrain.step import Stepper
@@ -67,8 +67,12 @@ def train(
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
-    memory = memory_folder(run.name, folder)
-    restored = load.newest(runs, place, memory, lambda text: journal.event("note", text=text))
+    memory = memory_folders(run.name, folder)
+
+    def note(text: str) -> None:
+        journal.event("note", text=text)
+
+    restored = load.newest(runs, place, memory, note)
     parent = inherit.parent_of(run, runs, place)
     if restored:
         state.load(restored.tensors, restored.values)
@@ -84,13 +88,14 @@ def train(
         runs,
         place,
         attempt.attempt,
-        rank_folder(memory, attempt.attempt, place.rank),
+        [rank_folder(m, attempt.attempt, place.rank) for m in memory],
         slots=recipe.snapshots.slots,
         copies=recipe.snapshots.copies,
         determinism=recipe.determinism,
         last=restored.base if restored else None,
         verified=bool(restored and restored.verified),
         inherited=frozenset(parent.chunks()) if parent else frozenset(),
+        note=note,
     )
     committed = restored.base.step if restored and restored.base else 0
     del restored

@@ -10,12 +10,15 @@ if __name__ == "__main__":  # before the slow imports: an agent may die while th
     die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
 
 import argparse
+import json
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from types import FrameType
+
+import msgspec
 
 from fgtrain.errors import FglaunchError, UserError
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
@@ -71,7 +74,7 @@ def main() -> int:
         return 0 if _train(runs, args.folder, progress, notice) else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
-        _report(runs, progress, error)
+        _report(runs, args.folder, progress, error)
         return EXIT_USER if isinstance(error, UserError) else 1
 
 
@@ -103,8 +106,8 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) ->
     return done
 
 
-def _report(runs: RunStore, progress: _Progress, error: Exception) -> None:
-    """Leave the reason in the store, for the supervisor and the user; a store that fails too must not hide it."""
+def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception) -> None:
+    """Leave the reason in the store, for the supervisor and the user; if that fails too, among the node's events."""
     attempt = progress.attempt.attempt if progress.attempt else 0
     failure = Failure(
         attempt=attempt,
@@ -118,6 +121,9 @@ def _report(runs: RunStore, progress: _Progress, error: Exception) -> None:
         runs.write(f"errors/{attempt:05d}-{progress.rank:05d}-{os.getpid()}.json", failure)
     except FglaunchError:
         traceback.print_exc()
+        event = {"event": "failure", "time": failure.time, "failure": msgspec.to_builtins(failure)}
+        with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
+            events.write(json.dumps(event, ensure_ascii=False) + "\n")
 
 
 def _kind(error: Exception) -> str:

@@ -20,6 +20,7 @@ class Rule(NamedTuple):
 
 ABOVE_0 = Rule(lambda v: v > 0, "above 0")
 FROM_0 = Rule(lambda v: v >= 0, "0 or more")
+FROM_2 = Rule(lambda v: v >= 2, "2 or more: one is kept while another fills")
 BELOW_1 = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
 SHARE = Rule(lambda v: 0 < v <= 1, "in (0, 1]")
 NAMED = Rule(lambda v: v.strip() != "", "not empty")
@@ -56,7 +57,7 @@ RULES = MappingProxyType(
         "snapshots.steps": ABOVE_0,
         "snapshots.seconds": FROM_0,
         "snapshots.memory_steps": FROM_0,
-        "snapshots.slots": ABOVE_0,
+        "snapshots.slots": FROM_2,
         "snapshots.fail_after": ABOVE_0,
     }
 )

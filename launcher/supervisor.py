@@ -59,6 +59,7 @@ class Supervisor:
         self._begun = time.time()
         self._deaths = 0  # of agents, since the run last moved
         self._interrupted = False
+        self._told: list[Failure] = []  # by workers that could not reach the store
         self._next_poll = self._next_heartbeat = 0.0
 
     def supervise(self) -> Outcome:
@@ -77,7 +78,10 @@ class Supervisor:
             self._free_memory()
             for sig, handler in restore:
                 signal.signal(sig, handler)
-        self._heartbeat(outcome.state, outcome.message)
+        try:
+            self._heartbeat(outcome.state, outcome.message)
+        except StoreError as error:  # the outcome is what the user wants to hear of
+            self._show({"event": "note", "text": f"the store does not answer: {error}"})
         return outcome
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -181,8 +185,8 @@ class Supervisor:
             failed = [f for f in self._runs.read_all("errors", Failure) if f.time >= self._begun]
         except StoreError as error:
             self._show({"event": "note", "text": f"the store does not answer: {error}"})
-            return None
-        verdict = failures.judge(attempts, failed)
+            attempts, failed = [], []
+        verdict = failures.judge(attempts, [*failed, *self._told])
         return verdict and Outcome("failed", verdict.exit_code, verdict.message, verdict.traceback)
 
     def _verdict(self) -> Outcome:
@@ -204,6 +208,8 @@ class Supervisor:
             whole = whole_lines(data)
             self._offsets[node.name] += len(whole)
             for event in decode_events(whole):
+                if event["event"] == "failure":
+                    self._told.append(msgspec.convert(event["failure"], Failure))
                 if event["event"] == "step" and event["step"] > self._step:
                     self._step, self._deaths = event["step"], 0
                 self._show(event)

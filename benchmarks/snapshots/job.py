@@ -105,7 +105,7 @@ class Ours:
         assert attempt is not None
         folder = Path(settings.folder) / "memory" / f"rank{place.rank}"
         self._saver = Saver(
-            *(self.runs, place, attempt.attempt, folder),
+            *(self.runs, place, attempt.attempt, [folder]),
             slots=3,
             copies=False,
             determinism="samples",
@@ -124,7 +124,7 @@ class Ours:
         drained, _ = timed(self._saver.drain)
         self._trainer.update()
         step, busy = state.step - 1, [self._trainer.step_s() for _ in range(2)]
-        commit, _ = self._saver.settle(step)
+        commit = self._saver.settle(step)
         return {
             "stall": begun + drained,
             "commit": commit.seconds,

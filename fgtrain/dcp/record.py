@@ -29,6 +29,7 @@ from fgtrain.dcp.blocks import Block
 from fgtrain.dcp.names import named, torch_name
 from fgtrain.dcp.values import tagged, untagged
 from fgtrain.errors import Corrupt, UserError
+from fgtrain.sealed import seal, unseal
 from fgtrain.stores import Store, valid_key
 
 FORMAT = 1
@@ -150,7 +151,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def encode(record: Record) -> bytes:
     """Encode with a checksum of its own in the first line."""
-    return manifests.seal(msgspec.json.encode(record, order="deterministic"))
+    return seal(msgspec.json.encode(record, order="deterministic"))
 
 
 def decode(data: bytes) -> Record:
@@ -160,7 +161,7 @@ def decode(data: bytes) -> Record:
         Corrupt: truncated, altered, of a format this version does not know, or describing what cannot be.
     """
     try:
-        record = msgspec.json.decode(manifests.unseal(data), type=Record)
+        record = msgspec.json.decode(unseal(data, "the checkpoint"), type=Record)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Corrupt(f"a checkpoint of another format: {error}") from error
     if record.format != FORMAT:

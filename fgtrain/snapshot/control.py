@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from fgtrain.errors import StoreError, StoreUnavailable
+from fgtrain.errors import Corrupt, StoreError, UserError
 from fgtrain.journal import Journal
 from fgtrain.place import Place
 from fgtrain.recipe import Snapshots
 from fgtrain.runstore import Attempt, RunStore
 from fgtrain.snapshot import interval
-from fgtrain.snapshot.save import Outcome, Saver
+from fgtrain.snapshot.protocol import Committed, Failed
+from fgtrain.snapshot.save import FINAL_TIMEOUT_S, Saver
 from fgtrain.snapshot.upload import Fenced
 from fgtrain.state import State
 from fgtrain.step import Wishes
@@ -65,7 +67,14 @@ class Control:
     """The snapshots of one attempt, as the training loop sees them."""
 
     def __init__(
-        self, when: Snapshots, saver: Saver, runs: RunStore, place: Place, journal: Journal, buffers: set[str]
+        self,
+        when: Snapshots,
+        saver: Saver,
+        runs: RunStore,
+        place: Place,
+        journal: Journal,
+        buffers: set[str],
+        final_timeout_s: float = FINAL_TIMEOUT_S,
     ) -> None:
         self._when, self._saver, self._place, self._journal = when, saver, place, journal
         self._buffers = buffers
@@ -74,7 +83,9 @@ class Control:
         self._stall_s = 0.0
         self._step_s = 0.0
         self._stepped_at: float | None = None
-        self._failed_in_a_row = 0
+        self._skipped = self._failed = 0
+        self._failed_in_a_row: list[str] = []  # why
+        self._final_s = final_timeout_s
 
     def wishes(self, next_step: int, *, stop: bool) -> Wishes:
         """Return what this rank wants after the step that comes."""
@@ -104,7 +115,7 @@ class Control:
 
         Raises:
             Fenced: another attempt took over.
-            StoreError: more snapshots in a row failed than the recipe allows.
+            UserError: more snapshots in a row failed than the recipe allows.
         """
         self._hear(self._saver.poll())
         self._time_step()
@@ -113,7 +124,9 @@ class Control:
         if wishes.full:
             if wishes.save:
                 self._clock.begun()
-                self._journal.event("note", text=f"step {state.step}: no room for a snapshot, skipped")
+                self._skipped += 1
+                text = f"step {state.step}: no room for a snapshot, skipped ({self._skipped} so far)"
+                self._journal.event("note", text=text)
             return
         self._begin(state, persist=wishes.save)
 
@@ -133,30 +146,42 @@ class Control:
         if persist:
             self._clock.begun()
 
-    def _hear(self, outcome: Outcome) -> None:
-        for done in outcome.committed:
-            self._failed_in_a_row = 0
-            self._journal.committed(done.step)
-            if not self._place.leads:
-                continue
-            self._journal.event(
-                "snapshot",
-                step=done.step,
-                bytes_new=done.bytes_new,
-                bytes_shared=done.bytes_shared,
-                seconds=done.seconds,
-                stall_ms=round(self._stall_s * 1e3, 2),
-            )
-            if reasons := self._clock.measured(self._stall_s, done.seconds):
-                self._journal.event("note", text=reasons)
-        for failure in outcome.failed:
-            self._failed_in_a_row += 1
-            self._journal.event("note", text=f"snapshot of step {failure.step} failed: {failure.reason}")
-            if failure.fenced:
-                raise Fenced(failure.reason)
+    def _hear(self, reports: Sequence[Committed | Failed]) -> None:
+        for report in reports:
+            if isinstance(report, Committed):
+                self._hear_commit(report)
+            else:
+                self._hear_failure(report)
         limit = self._when.fail_after
-        if limit is not None and self._failed_in_a_row >= limit:
-            raise StoreUnavailable(f"{self._failed_in_a_row} snapshots in a row failed (snapshots.fail_after={limit})")
+        if limit is not None and len(self._failed_in_a_row) >= limit:
+            raise UserError(
+                f"{len(self._failed_in_a_row)} snapshots in a row failed (snapshots.fail_after={limit}), the last:"
+                f" {self._failed_in_a_row[-1]}"
+            )
+
+    def _hear_commit(self, done: Committed) -> None:
+        self._failed_in_a_row.clear()
+        self._journal.committed(done.step)
+        if not self._place.leads:
+            return
+        self._journal.event(
+            "snapshot",
+            step=done.step,
+            bytes_new=done.bytes_new,
+            bytes_shared=done.bytes_shared,
+            seconds=done.seconds,
+            stall_ms=round(self._stall_s * 1e3, 2),
+        )
+        if reasons := self._clock.measured(self._stall_s, done.seconds):
+            self._journal.event("note", text=reasons)
+
+    def _hear_failure(self, failure: Failed) -> None:
+        self._failed += 1
+        self._failed_in_a_row.append(failure.reason)
+        text = f"snapshot of step {failure.step} failed ({self._failed} so far): {failure.reason}"
+        self._journal.event("note", text=text)
+        if failure.fenced:
+            raise Fenced(failure.reason)
 
     def last(self, state: State, *, required: bool) -> None:
         """Take a snapshot and wait until it is committed.
@@ -164,23 +189,24 @@ class Control:
         Raises:
             StoreError: it failed, and is `required`.
         """
-        self._saver.make_room()
-        self._begin(state, persist=True)
-        self.drain()
         try:
-            committed, others = self._saver.settle(state.step)
+            self._saver.make_room(self._final_s)
+            self._begin(state, persist=True)
+            self.drain()
+            self._saver.settle(state.step, self._final_s)
         except StoreError as error:
             self._journal.event("note", text=str(error))
             if required:
                 raise
             return
-        others.committed[:] = [c for c in others.committed if c.step != state.step]
-        self._hear(others)
-        self._hear(Outcome([committed], []))
+        self._hear(self._saver.poll())
 
 
 def _hazard(runs: RunStore) -> float:
     """Return the run's mean time between failures so far, in seconds: each attempt but the first followed one."""
-    attempts = runs.read_all("attempts", Attempt)
+    try:
+        attempts = runs.read_all("attempts", Attempt)
+    except Corrupt:  # it is only a guess
+        return interval.PRIOR_MTBF_S
     running = max(0.0, time.time() - attempts[0].started) if attempts else 0.0
     return interval.mtbf_s(running, max(0, len(attempts) - 1))

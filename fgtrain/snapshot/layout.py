@@ -41,6 +41,11 @@ class Layout:
             self.group_bytes[group] = offset
         self.chunk_bytes = chunk_bytes or chunk_bytes_for(sum(self.group_bytes.values()))
 
+    def fits(self, tensors: Tensors) -> bool:
+        """Tell whether this is the layout of these tensors: the same names in the same groups, as long as they were."""
+        there = {name: (group, t.nbytes) for group, some in tensors.items() for name, t in some.items()}
+        return there == {name: (span.group, span.bytes_) for name, span in self.spans.items()}
+
     def chunks(self) -> list[tuple[str, int, int]]:
         """Return (group, number, bytes) of every chunk, in a fixed order."""
         return [
@@ -90,7 +95,10 @@ def flat_bytes(t: torch.Tensor, order: tuple[int, ...] | None = None) -> torch.T
     """View a tensor as flat uint8 in memory order; one that is not dense is copied."""
     order = memory_order(t) if order is None else order
     t = t.detach()
-    return (t.permute(order) if order else t.contiguous()).reshape(-1).view(torch.uint8)
+    flat = (t.permute(order) if order else t.contiguous()).reshape(-1)
+    if flat.numel() <= 1:  # of any stride, and yet contiguous
+        flat = flat.as_strided((flat.numel(),), (1,))
+    return flat.view(torch.uint8)
 
 
 def tensor_at(buffer: torch.Tensor, span: TensorSpan) -> torch.Tensor:

@@ -6,17 +6,18 @@ byte is read once, by one rank, and handed to the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from fgtrain.errors import Corrupt, FglaunchError, KeyMissing, StoreUnavailable
 from fgtrain.manifest import Manifest, chunk_sizes
-from fgtrain.place import Place, agree, from_leader
+from fgtrain.place import Place, agree, from_all, from_leader
 from fgtrain.runstore import RunStore
 from fgtrain.snapshot import staged
 from fgtrain.snapshot.layout import split, tensor_at
@@ -41,22 +42,65 @@ class Restored(NamedTuple):
     lines: Lines
 
 
-def newest(runs: RunStore, place: Place, memory: Path, note: Callable[[str], None]) -> Restored | None:
+def newest(runs: RunStore, place: Place, memory: Sequence[Path], note: Callable[[str], None]) -> Restored | None:
     """Return the newest state that verifies, None if the run has none. Called by all ranks together.
 
     Args:
         runs: the run's corner of the store.
         place: this process's place.
-        memory: the folder in which this node's ranks stage.
+        memory: the folders in which this node's ranks stage.
         note: told (on rank 0) of everything that had to be passed over.
 
     Raises:
         Corrupt: there are snapshots, but none that verifies; training anew would hide the loss.
     """
     names = from_leader(runs.manifest_names() if place.leads else [], place)
-    committed = int(names[-1].split("-")[0]) if names else -1
-    found = _from_memory(runs, place, memory, committed, note)
-    return found or from_store(runs, place, names, note)
+    # What was staged before the run was sent back to an older snapshot must not bring the abandoned steps back.
+    fence = from_leader(runs.fence() if place.leads else 0, place)
+    mine, problems = _parts(memory, runs.run, fence)
+    ranks = from_all((mine, problems), place)
+    everyone = [parts for parts, _ in ranks]
+    for problem in sorted({p for _, some in ranks for p in some}) if place.leads else []:
+        note(f"passed over in memory: {problem}")
+    return _first(runs, place, everyone, _options(_whole(everyone), names), note)
+
+
+def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
+    """Return the newest of the manifests `names` (rising) whose every byte verifies; None without names.
+
+    Raises:
+        Corrupt: none of them verifies.
+    """
+    return _first(runs, place, [], _options([], names), note)
+
+
+def _first(
+    runs: RunStore,
+    place: Place,
+    everyone: list[list[_Part]],
+    options: list[list[_Part] | str],
+    note: Callable[[str], None],
+) -> Restored | None:
+    """Return the first option that verifies; without any in the store, there may be none."""
+    for option in options:
+        try:
+            if isinstance(option, str):
+                return _read(runs, place, option)
+            return _assemble(runs, place, everyone, option)
+        except Corrupt as error:
+            what = f"snapshot {option}" if isinstance(option, str) else f"the state of step {option[0].step} in memory"
+            if place.leads:
+                note(f"{what} is passed over: {error}")
+    if committed := sum(isinstance(option, str) for option in options):
+        raise Corrupt(f"none of the {committed} snapshots of {runs.run} verifies")
+    return None
+
+
+def _options(in_memory: list[list[_Part]], names: list[str]) -> list[list[_Part] | str]:
+    """Return the states in memory and in the store, newest first; at one step, memory is nearer."""
+    options: list[tuple[int, int, list[_Part] | str]] = [(p[0].step, 1, p) for p in in_memory]
+    options += [(int(name.split("-")[0]), 0, name) for name in reversed(names)]
+    return [o[2] for o in sorted(options, key=lambda o: o[:2], reverse=True)]
 
 
 # -- host memory --------------------------------------------------------------------------------------------------
@@ -69,55 +113,39 @@ class _Part(NamedTuple):
     step: int
     rank: int
     world: int
-    base: str | None
+    base: str
     folder: str
     slot: str
 
 
-def _from_memory(
-    runs: RunStore, place: Place, memory: Path, committed: int, note: Callable[[str], None]
-) -> Restored | None:
-    # What was staged before the run was sent back to an older snapshot must not bring the abandoned steps back.
-    fence = from_leader(runs.fence() if place.leads else 0, place)
-    mine = [part for part in _parts(memory, runs.run) if part.attempt > fence]
-    everyone: list[list[_Part]] = [mine]
-    if place.size > 1:
-        everyone = [[] for _ in range(place.size)]
-        dist.all_gather_object(everyone, mine)
-    for parts in _candidates(everyone, committed):
-        try:
-            return _assemble(runs, place, mine, everyone, parts)
-        except (Corrupt, KeyMissing) as error:
-            if place.leads:
-                note(f"the state of step {parts[0].step} in memory is passed over: {error}")
-    return None
-
-
-def _parts(memory: Path, run: str) -> list[_Part]:
-    """List what this node holds of a run."""
-    found = []
-    for folder in sorted(memory.glob("*")) if memory.is_dir() else []:
+def _parts(memory: Sequence[Path], run: str, fence: int) -> tuple[list[_Part], list[str]]:
+    """List what this node holds of a run's attempts past `fence`, and what is unreadable."""
+    found, problems = [], []
+    for folder in [f for m in memory if m.is_dir() for f in sorted(m.glob("*"))]:
         for slot, h in staged.headers(folder):
-            if h.run == run:
-                found.append(_Part(h.attempt, h.step, h.rank, h.world, h.base, str(folder), slot))
-    return found
+            if isinstance(h, Corrupt):
+                problems.append(str(h))
+            elif h.run == run and h.attempt > fence:
+                found.append(_Part(h.attempt, h.step, h.rank, h.world, h.base or "", str(folder), slot))
+    return found, problems
 
 
-def _candidates(everyone: list[list[_Part]], committed: int) -> list[list[_Part]]:
-    """Return the states of which some node holds every share, at or past the newest commit, newest first."""
+def _whole(everyone: list[list[_Part]]) -> list[list[_Part]]:
+    """Return the states of which some node holds every share, newest first."""
     by_state: dict[tuple[int, int, int], dict[int, _Part]] = {}
     for part in sorted({p for parts in everyone for p in parts}):
         by_state.setdefault((part.step, part.attempt, part.world), {}).setdefault(part.rank, part)
-    whole = [s for s, parts in by_state.items() if len(parts) == s[2] and s[0] >= committed]
+    whole = [s for s, parts in by_state.items() if parts.keys() >= set(range(s[2]))]
     return [[by_state[s][rank] for rank in range(s[2])] for s in sorted(whole, reverse=True)]
 
 
-def _assemble(
-    runs: RunStore, place: Place, mine: list[_Part], everyone: list[list[_Part]], parts: list[_Part]
-) -> Restored:
-    """Put a state together from its shares; each is read by one rank that has it."""
-    base = from_leader(_base(runs, parts[0].base) if place.leads else None, place)
-    if isinstance(base, FglaunchError):
+def _assemble(runs: RunStore, place: Place, everyone: list[list[_Part]], parts: list[_Part]) -> Restored:
+    """Put a state together from its shares; each is read by one rank that has it.
+
+    Ranks hear of a commit at different times, and then drop the log lines it holds: the newest one is the base.
+    """
+    base = from_leader(_manifest(runs, max(p.base for p in parts)) if place.leads else None, place)
+    if isinstance(base, Corrupt):
         raise base
     sources = [next(r for r, own in enumerate(everyone) if part in own) for part in parts]
     held, problem = _read_held(place, parts, sources)
@@ -132,20 +160,28 @@ def _assemble(
                 view.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
             if place.size > 1:
                 dist.broadcast(view, src=source)
-    lines: Lines = {}
-    for head in heads if place.leads else []:
-        for log, some in head.lines.items():
-            fresh = [(step, line) for step, line in some if base is None or step > base.step]
-            lines.setdefault(log, []).extend(fresh)
+    lines = _joined([head.lines for head in heads], base.step if base else -1) if place.leads else {}
     tensors = {name: tensor_at(buffers[span.group], span) for name, span in heads[0].spans.items()}
     return Restored(heads[0].step, "memory", tensors, heads[0].values, base, False, lines)
 
 
-def _base(runs: RunStore, name: str | None) -> Manifest | FglaunchError | None:
+def _joined(ranks: list[Lines], after: int) -> Lines:
+    """Return all ranks' log lines of steps past `after`."""
+    lines: Lines = {}
+    for some in ranks:
+        for log, pairs in some.items():
+            lines.setdefault(log, []).extend((step, line) for step, line in pairs if step > after)
+    return lines
+
+
+def _manifest(runs: RunStore, name: str) -> Manifest | Corrupt | None:
+    """Read a manifest, on the leading rank; what is wrong with it is for all to know."""
     try:
         return runs.manifest(name) if name else None
-    except (Corrupt, KeyMissing) as error:
+    except Corrupt as error:
         return error
+    except KeyMissing:
+        return Corrupt(f"manifest {name} is gone")
 
 
 def _read_held(
@@ -158,7 +194,7 @@ def _read_held(
             if sources[i] == place.rank:
                 folder = Path(part.folder)
                 header = staged.read_header(folder, part.slot)
-                if header is None or header.step != part.step:
+                if header.step != part.step:
                     raise Corrupt(f"{folder / part.slot} changed while it was read")
                 files = {s.file for s in header.stretches}
                 held[i] = (header, {f: staged.verified_bytes(folder, header, f) for f in files})
@@ -178,33 +214,13 @@ def _broadcast(value: Any, source: int, place: Place) -> Any:
 # -- the store ----------------------------------------------------------------------------------------------------
 
 
-def from_store(runs: RunStore, place: Place, names: list[str], note: Callable[[str], None]) -> Restored | None:
-    """Return the newest of the manifests `names` (rising) whose every byte verifies; None without names.
-
-    Raises:
-        Corrupt: none of them verifies.
-    """
-    for name in reversed(names):
-        try:
-            manifest = from_leader(_manifest(runs, name) if place.leads else None, place)
-            if isinstance(manifest, FglaunchError):
-                raise manifest
-            assert manifest is not None
-            tensors = read_tensors(runs, manifest, place)
-            return Restored(manifest.step, "store", tensors, manifest.values, manifest, True, {})
-        except Corrupt as error:
-            if place.leads:
-                note(f"snapshot {name} is passed over: {error}")
-    if names:
-        raise Corrupt(f"none of the {len(names)} snapshots of {runs.run} verifies")
-    return None
-
-
-def _manifest(runs: RunStore, name: str) -> Manifest | Corrupt:
-    try:
-        return runs.manifest(name)
-    except Corrupt as error:
-        return error
+def _read(runs: RunStore, place: Place, name: str) -> Restored:
+    manifest = from_leader(_manifest(runs, name) if place.leads else None, place)
+    if isinstance(manifest, Corrupt):
+        raise manifest
+    assert manifest is not None
+    tensors = read_tensors(runs, manifest, place)
+    return Restored(manifest.step, "store", tensors, manifest.values, manifest, True, {})
 
 
 def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, torch.Tensor]:
@@ -226,7 +242,7 @@ def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, 
         data = runs.get_chunk(digest)
         if len(data) != bytes_:
             raise Corrupt(f"chunk {digest[:12]} has {len(data)} bytes, not {bytes_}")
-        buffers[name][start : start + bytes_] = torch.frombuffer(data, dtype=torch.uint8)
+        buffers[name].numpy()[start : start + bytes_] = np.frombuffer(data, dtype=np.uint8)
 
     problem: FglaunchError | None = None
     with ThreadPoolExecutor(_STREAMS) as pool:

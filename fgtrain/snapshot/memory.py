@@ -27,6 +27,11 @@ def memory_folder(run: str, node_folder: Path) -> Path:
     return base / f"{run}-{node}"
 
 
+def memory_folders(run: str, node_folder: Path) -> tuple[Path, ...]:
+    """Return where a node's ranks may stage, from the best: host memory, and the node's disk where that is full."""
+    return tuple(dict.fromkeys((memory_folder(run, node_folder), node_folder / "memory")))
+
+
 def rank_folder(memory: Path, attempt: int, rank: int) -> Path:
     """Return the folder in which one rank of one attempt stages."""
     return memory / f"{attempt:05d}-{rank:05d}"
@@ -45,4 +50,5 @@ def forget(memory: Path) -> None:
 
 
 if __name__ == "__main__":
-    forget(memory_folder(sys.argv[1], Path(sys.argv[2])))
+    for staged in memory_folders(sys.argv[1], Path(sys.argv[2])):
+        forget(staged)

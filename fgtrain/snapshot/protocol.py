@@ -10,16 +10,29 @@ from fgtrain.snapshot.replicate import Peer
 
 
 class Persist(msgspec.Struct, frozen=True, tag=True):
-    """Upload the staged share in `slot`; `rehash`: what should not have changed was staged anew, look at it again."""
+    """Upload the staged share in `slot` of `folder`.
 
+    `rehash`: what should not have changed was staged anew, look at it again.
+    """
+
+    folder: str
     slot: str
     step: int
     rehash: bool = False
 
 
-class Copy(msgspec.Struct, frozen=True, tag=True):
-    """Send the staged share in `slot` to the peer."""
+class Abandon(msgspec.Struct, frozen=True, tag=True):
+    """This rank could not stage its share of `step`: tell the others, so that none waits for it."""
 
+    step: int
+    slot: str
+    reason: str
+
+
+class Copy(msgspec.Struct, frozen=True, tag=True):
+    """Send the staged share in `slot` of `folder` to the peer."""
+
+    folder: str
     slot: str
     step: int
 
@@ -74,7 +87,7 @@ class Quit(msgspec.Struct, frozen=True, tag=True):
     """Finish what was asked for, then leave."""
 
 
-Order = Persist | Copy | Meet | Quit
+Order = Persist | Abandon | Copy | Meet | Quit
 Report = Stored | Committed | Failed | Copied | Listening
 
 

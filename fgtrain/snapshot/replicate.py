@@ -111,10 +111,14 @@ class Sender:
 class Receiver:
     """Takes in other ranks' shares and keeps them in this node's folder."""
 
-    def __init__(self, host: str, memory: Path, token: str) -> None:
+    def __init__(self, host: str, memory: Path, token: str, port: int = 0) -> None:
+        """Listen at a port of this host, any if 0, and keep what comes below `memory`."""
         self._memory = memory
         self._token = token
-        self._listener = socket.create_server((host, 0))
+        try:
+            self._listener = socket.create_server((host, port))
+        except OSError:  # somebody else has it by now
+            self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._serve, name="copies", daemon=True).start()
 

@@ -9,7 +9,6 @@ the tools that look at them need no torch.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import zlib
@@ -21,6 +20,7 @@ import msgspec
 
 from fgtrain.errors import Corrupt
 from fgtrain.manifest import TensorSpan
+from fgtrain.sealed import seal, unseal
 
 Lines = dict[str, list[tuple[int, str]]]
 """log -> (step, JSON line)."""
@@ -61,7 +61,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 def write_header(folder: Path, slot: str, header: Header) -> None:
     """Declare a slot complete, at once and whole."""
     fresh = folder / f"{slot}.json.new"
-    fresh.write_bytes(msgspec.json.encode(header))
+    fresh.write_bytes(seal(msgspec.json.encode(header)))
     fresh.replace(folder / f"{slot}.json")
 
 
@@ -70,19 +70,28 @@ def remove_header(folder: Path, slot: str) -> None:
     (folder / f"{slot}.json").unlink(missing_ok=True)
 
 
-def read_header(folder: Path, slot: str) -> Header | None:
-    """Return a slot's header, None if there is none that can be read."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((folder / f"{slot}.json").read_bytes(), type=Header)
-    return None
+def read_header(folder: Path, slot: str) -> Header:
+    """Return a slot's header.
+
+    Raises:
+        Corrupt: there is none, or not the one that was written.
+    """
+    file = folder / f"{slot}.json"
+    try:
+        return msgspec.json.decode(unseal(file.read_bytes(), str(file)), type=Header)
+    except OSError as error:
+        raise Corrupt(f"{file}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise Corrupt(f"{file} is of another format: {error}") from error
 
 
-def headers(folder: Path) -> Iterator[tuple[str, Header]]:
-    """Yield (slot, header) of everything staged in a folder."""
+def headers(folder: Path) -> Iterator[tuple[str, Header | Corrupt]]:
+    """Yield (slot, header) of everything staged in a folder; in place of an unreadable header, why it is so."""
     for file in sorted(folder.glob("*.json")):
-        header = read_header(folder, file.stem)
-        if header:
-            yield file.stem, header
+        try:
+            yield file.stem, read_header(folder, file.stem)
+        except Corrupt as error:
+            yield file.stem, error
 
 
 def verified_bytes(folder: Path, header: Header, file: str) -> bytes:
@@ -117,6 +126,6 @@ class MemoryFile:
         finally:
             os.close(fd)
 
-    def crc32(self) -> int:
-        """Return the CRC-32 of the contents."""
-        return zlib.crc32(memoryview(self.map)[: self.bytes_])
+    def crc32(self, bytes_: int) -> int:
+        """Return the CRC-32 of the first bytes."""
+        return zlib.crc32(memoryview(self.map)[:bytes_])

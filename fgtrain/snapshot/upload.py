@@ -13,19 +13,22 @@ import mmap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from fgtrain import manifest as manifests
-from fgtrain.errors import FglaunchError, KeyMissing, StoreError, StoreUnavailable
+from fgtrain.errors import Corrupt, FglaunchError, KeyMissing, StoreError, StoreUnavailable
 from fgtrain.manifest import Group, Manifest, Segment, chunk_key
 from fgtrain.runstore import RunStore
+from fgtrain.sealed import seal, unseal
 from fgtrain.snapshot.staged import Header, Lines
 
 WEIGHT_GROUPS = ("frozen", "model", "ema")
 PART_TIMEOUT_S = 300.0  # from a share being stored to the slowest rank's
 _STREAMS = 4  # requests at a time
+_STORED, _GIVEN_UP = ".json", ".failed"  # how the key of a rank's part list ends
 _PENDING_S = 3600.0  # how long an uncommitted upload may be relied upon: well below any grace period of a collection
 
 
@@ -56,7 +59,7 @@ class Uploader:
         doubtful: frozenset[str] = frozenset(),
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Work on `folder`.
+        """Work on what is staged in `folder`.
 
         Args:
             runs: the run's corner of the store.
@@ -69,7 +72,7 @@ class Uploader:
             sleep: how to wait between two looks at the store.
         """
         self._runs = runs
-        self._folder = folder
+        self.folder = folder
         self._attempt = attempt
         self._rank = rank
         self._last = last
@@ -103,18 +106,23 @@ class Uploader:
                 digests.setdefault(group, []).append((number, digest))
                 new, shared = (new + bytes_, shared) if is_new else (new, shared + bytes_)
         part = PartList(chunks=digests, bytes_new=new, bytes_shared=shared, lines=header.lines)
-        self._runs.write(f"{self._parts(header.step)}/{self._rank:05d}.json", part)
+        self._runs.store.put(f"{self._parts(header.step)}/{self._rank:05d}{_STORED}", seal(msgspec.json.encode(part)))
         return part
 
+    def give_up(self, step: int, reason: str) -> None:
+        """Tell the committing rank not to wait for this one; no more than an attempt."""
+        with suppress(StoreError):
+            self._runs.store.put(f"{self._parts(step)}/{self._rank:05d}{_GIVEN_UP}", reason.encode())
+
     def _parts(self, step: int) -> str:
-        return f"parts/{manifests.manifest_name(step, self._attempt)}"
+        return self._runs.key(f"parts/{manifests.manifest_name(step, self._attempt)}")
 
     def _chunks(self, header: Header) -> Iterator[tuple[Header, str, int, memoryview]]:
         """Yield (header, group, number, bytes) of every chunk of a share, straight from mapped memory."""
         maps: dict[str, memoryview] = {}
         for s in header.stretches:
             if s.file not in maps:
-                with (self._folder / s.file).open("rb") as file:
+                with (self.folder / s.file).open("rb") as file:
                     maps[s.file] = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
             for start in range(s.start, s.stop, header.chunk_bytes):
                 stop = min(start + header.chunk_bytes, s.stop)
@@ -150,11 +158,18 @@ class Uploader:
         return there
 
     def _learn_commits(self) -> None:
-        """Take over the newest commit of this attempt: what it refers to need not be stored again."""
-        names = [n for n in self._runs.manifest_names() if n.endswith(f"-{self._attempt:05d}")]
-        if names and (self._last is None or self._last.name != names[-1]):
-            self._last = self._runs.manifest(names[-1])
-            self._safe = set(self._last.chunks())  # those of older commits may be pruned and collected
+        """Take over the newest commit of this attempt that can be read."""
+        for name in reversed([n for n in self._runs.manifest_names() if n.endswith(f"-{self._attempt:05d}")]):
+            if self._last is not None and self._last.name == name:
+                return
+            with suppress(Corrupt, KeyMissing):
+                self._go_on_from(self._runs.manifest(name))
+                return
+
+    def _go_on_from(self, manifest: Manifest) -> None:
+        """What the newest commit refers to need not be stored again; what only older ones did may be collected."""
+        self._last = manifest
+        self._safe = set(manifest.chunks())
 
     @property
     def last(self) -> Manifest | None:
@@ -175,6 +190,7 @@ class Uploader:
             StoreError: a rank's part list did not come, or the store failed.
         """
         parts = self._gather(header, newer)
+        self._learn_commits()  # a rank that has heard of a commit has dropped the log lines which that commit holds
         groups = {}
         for name, bytes_ in header.group_bytes.items():
             count = manifests.chunk_count(bytes_, header.chunk_bytes)
@@ -198,26 +214,49 @@ class Uploader:
             values=header.values,
             logs=self._logs(header.step, [p.lines for p in parts]),
         )
-        if max(self._runs.attempts(), default=0) > self._attempt:
-            raise Fenced(f"attempt {self._attempt} of {self._runs.run} was replaced by a newer one")
-        self._runs.commit(manifest)
-        self._last = manifest
-        self._safe = set(manifest.chunks())
+        self._check_fence()
+        self._create(manifest)
+        self._go_on_from(manifest)
         self._clean(header.step)
         return manifest
 
+    def _check_fence(self) -> None:
+        if max(self._runs.attempts(), default=0) > self._attempt:
+            raise Fenced(f"attempt {self._attempt} of {self._runs.run} was replaced by a newer one")
+
+    def _create(self, manifest: Manifest) -> None:
+        """Create the manifest; if the answer is lost, see whether it is there."""
+        try:
+            self._runs.commit(manifest)
+        except StoreUnavailable:
+            with suppress(Corrupt, StoreError):
+                if self._runs.manifest(manifest.name) == manifest:
+                    return
+            raise
+
     def _gather(self, header: Header, newer: Callable[[], bool]) -> list[PartList]:
-        folder, deadline, pause = self._parts(header.step), time.monotonic() + PART_TIMEOUT_S, 0.02
+        name, deadline, pause = self._parts(header.step), time.monotonic() + PART_TIMEOUT_S, 0.02
         while True:
-            there = [e.key for e in self._runs.store.list(self._runs.key(folder + "/"))]
+            keys = [e.key for e in self._runs.store.list(self._runs.key("parts/"))]
+            there = [k for k in keys if k.startswith(f"{name}/")]
+            if given_up := [k for k in there if k.endswith(_GIVEN_UP)]:
+                reason = self._runs.store.get(given_up[0]).decode(errors="replace")
+                raise StoreUnavailable(f"rank {_rank_of(given_up[0])}: {reason}")
             if len(there) == header.world:
-                return self._runs.read_all(folder, PartList)
-            if time.monotonic() > deadline or newer():
-                raise StoreUnavailable(
-                    f"snapshot of step {header.step}: {len(there)} of {header.world} ranks stored theirs"
-                )
+                return [self._part(key) for key in there]
+            gone_on = _gone_on(keys, name, header.world)
+            if gone_on or time.monotonic() > deadline or newer():
+                why = f"; rank {gone_on[0]} has gone on without" if gone_on else ""
+                raise StoreUnavailable(f"{len(there)} of {header.world} ranks stored their share{why}")
+            self._check_fence()  # a newer attempt's commit takes the part lists of older ones away
             self._sleep(pause)
             pause = min(pause * 1.5, 1.0)
+
+    def _part(self, key: str) -> PartList:
+        try:
+            return msgspec.json.decode(unseal(self._runs.store.get(key), key), type=PartList)
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"{key} is of another format: {error}") from error
 
     def _logs(self, step: int, parts: list[Lines]) -> dict[str, tuple[Segment, ...]]:
         """Store the lines that came since the last commit and return the logs of the whole lineage."""
@@ -232,14 +271,38 @@ class Uploader:
         return logs
 
     def _clean(self, step: int) -> None:
-        """Remove part lists that no commit needs any more; leftovers harm nobody."""
-        done = manifests.manifest_name(step, self._attempt)
-        for entry in list(self._runs.store.list(self._runs.key("parts/"))):
-            if entry.key.split("/")[-2] <= done:
-                try:
+        """Remove part lists that no commit needs any more; leftovers harm nobody.
+
+        Those of a newer attempt stay, whatever their step: its commit may be under way.
+        """
+        with suppress(StoreError):
+            for entry in list(self._runs.store.list(self._runs.key("parts/"))):
+                its_step, its_attempt = map(int, entry.key.split("/")[-2].split("-"))
+                if its_attempt < self._attempt or (its_attempt == self._attempt and its_step <= step):
                     self._runs.store.delete(entry.key)
-                except (StoreError, KeyMissing):
-                    return
+
+
+def _rank_of(key: str) -> int:
+    return int(key.rsplit("/", 1)[1].split(".")[0])
+
+
+def _gone_on(keys: list[str], name: str, world: int) -> list[int]:
+    """Return the ranks that miss from the part lists `name` and stored one of a later step: they will not come.
+
+    Args:
+        keys: of all part lists of the run.
+        name: `.../parts/<step>-<attempt>`.
+        world: how many ranks there should be.
+    """
+    attempt = name.rsplit("-", 1)[1]
+    stored, later = set[int](), set[int]()
+    for key in keys:
+        folder = key.rsplit("/", 1)[0]
+        if folder == name:
+            stored.add(_rank_of(key))
+        elif folder > name and folder.rsplit("-", 1)[1] == attempt:
+            later.add(_rank_of(key))
+    return sorted(later & set(range(world)) - stored)
 
 
 def _same_frozen(header: Header, last: Manifest | None) -> dict[int, str]:

@@ -10,14 +10,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from fgtrain.errors import Corrupt, FglaunchError
+from fgtrain.errors import Corrupt, FglaunchError, StoreUnavailable
 from fgtrain.lifeline import die_with_parent
 from fgtrain.runstore import RunStore
 from fgtrain.snapshot.protocol import (
+    Abandon,
     Committed,
     Copied,
     Copy,
@@ -31,7 +33,7 @@ from fgtrain.snapshot.protocol import (
     Stored,
     encode,
 )
-from fgtrain.snapshot.replicate import Receiver, Sender
+from fgtrain.snapshot.replicate import Peer, Receiver, Sender
 from fgtrain.snapshot.staged import Header, read_header
 from fgtrain.snapshot.upload import Fenced, Uploader
 from fgtrain.stores import open_store
@@ -43,12 +45,13 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What an uploader is started with, as JSON in its first argument.
 
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
-    chunks of another run's manifest that this run refers to. `host` is this node's address, `token` the job's secret.
+    chunks of another run's manifest that this run refers to. `memory` is the node's folder for copies of other nodes'
+    shares, `host` this node's address, `port` where copies are expected (0: anywhere), `token` the job's secret.
     """
 
     store: str
     run: str
-    folder: str
+    memory: str
     attempt: int
     rank: int
     parent: int
@@ -56,6 +59,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool
     host: str
     token: str
+    port: int = 0
     inherited: tuple[str, ...] = ()
 
 
@@ -66,78 +70,103 @@ def main() -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
+    receiver = Receiver(start.host, Path(start.memory), start.token, start.port)
+    service = Service(lambda: make_uploader(start), start.rank)
+    service.say(Listening(receiver.port))
+    service.serve()
+    receiver.close()
+
+
+def make_uploader(start: Start) -> Uploader:
+    """Look up what an uploader goes on from.
+
+    Raises:
+        Corrupt, StoreError: the manifest cannot be read.
+    """
     runs = RunStore(open_store(start.store), start.run)
     last = runs.manifest(start.last) if start.last else None
     chunks = frozenset(last.chunks()) if last else frozenset[str]()
-    uploader = Uploader(
+    return Uploader(
         runs,
-        Path(start.folder),
+        Path(),  # each order says where its share is
         start.attempt,
         start.rank,
         last,
         trusted=chunks if start.verified else frozenset(),
         doubtful=frozenset(start.inherited) if start.verified else chunks | frozenset(start.inherited),
     )
-    receiver = Receiver(start.host, Path(start.folder).parent, start.token)
-    service = Service(uploader, Path(start.folder), start.rank)
-    service.say(Listening(receiver.port))
-    service.serve()
-    receiver.close()
 
 
 class Service:
     """Takes orders, one share at a time; the other ranks learn of a commit when they store the next."""
 
-    def __init__(self, uploader: Uploader, folder: Path, rank: int) -> None:
-        self._uploader = uploader
-        self._folder = folder
+    def __init__(self, make: Callable[[], Uploader], rank: int) -> None:
+        self._make = make
+        self._uploader: Uploader | None = None
         self._rank = rank
         self._heard = ""
-        self._sender: Sender | None = None
+        self._peer: Peer | None = None
+        self._senders: dict[str, Sender] = {}  # by the folder that they send from
 
     def serve(self) -> None:
         """Work until the orders end."""
         for line in sys.stdin.buffer:
             match msgspec.json.decode(line, type=Order):
-                case Persist() as order:
-                    self._persist(order)
-                case Meet(peer=peer):
-                    self._sender = Sender(peer, self._folder)
-                case Copy() as order:
-                    self._copy(order)
                 case Quit():
                     return
+                case Meet(peer=peer):
+                    self._peer = peer
+                case Copy() as order:
+                    self.say(Copied(order.step, order.slot, self._copy(order)))
+                case order:
+                    self._answer(order)
 
-    def _copy(self, order: Copy) -> None:
-        header, reason = read_header(self._folder, order.slot), ""
+    def _copy(self, order: Copy) -> str:
+        """Send a share to the peer; returns what went wrong."""
         try:
-            if header is None or header.step != order.step or self._sender is None:
-                raise Corrupt(f"slot {order.slot} does not hold step {order.step}, or there is no peer")
-            self._sender.send(header)
+            if self._peer is None:
+                raise Corrupt("there is no peer")
+            header = _header(Path(order.folder), order.slot, order.step)
+            sender = self._senders.setdefault(order.folder, Sender(self._peer, Path(order.folder)))
+            sender.send(header)
         except FglaunchError as error:
-            reason = str(error)
-        self.say(Copied(order.step, order.slot, reason))
+            return str(error)
+        return ""
 
-    def _persist(self, order: Persist) -> None:
-        started = time.monotonic()
-        header = read_header(self._folder, order.slot)
+    def _answer(self, order: Persist | Abandon) -> None:
+        """Carry an order out; whatever happens, its rank hears of it."""
+        slot = order.slot
         try:
-            if header is None or header.step != order.step:
-                raise Corrupt(f"slot {order.slot} does not hold step {order.step}")
-            self._uploader.store_share(header, rehash=order.rehash)
-            self.say(Stored(order.step, order.slot))
+            uploader = self._uploader = self._uploader or self._make()
+            if isinstance(order, Abandon):
+                raise StoreUnavailable(order.reason)
+            started = time.monotonic()
+            header = self._store(uploader, order)
+            slot = ""  # once told that it is stored, the rank may put something else there
             if self._rank == 0:
-                self.say(self._commit(header, started))
-            elif (last := self._uploader.last) and last.name != self._heard:
+                self.say(self._commit(uploader, header, started))
+            elif (last := uploader.last) and last.name != self._heard:
                 self._heard = last.name
                 self.say(Committed(last.step, last.name, 0, 0, 0.0))
         except FglaunchError as error:
-            self.say(Failed(order.step, order.slot, str(error), isinstance(error, Fenced)))
+            self._fail(order.step, slot, str(error), fenced=isinstance(error, Fenced))
         except Exception as error:  # never a silent end: the rank counts on an answer
-            self.say(Failed(order.step, order.slot, f"{type(error).__name__}: {error}", False))
+            self._fail(order.step, slot, f"{type(error).__name__}: {error}")
 
-    def _commit(self, header: Header, started: float) -> Committed:
-        manifest = self._uploader.commit(header)
+    def _store(self, uploader: Uploader, order: Persist) -> Header:
+        uploader.folder = Path(order.folder)
+        header = _header(uploader.folder, order.slot, order.step)
+        uploader.store_share(header, rehash=order.rehash)
+        self.say(Stored(order.step, order.slot))
+        return header
+
+    def _fail(self, step: int, slot: str, reason: str, *, fenced: bool = False) -> None:
+        self.say(Failed(step, slot, reason, fenced))
+        if self._uploader and self._rank != 0:
+            self._uploader.give_up(step, reason)
+
+    def _commit(self, uploader: Uploader, header: Header, started: float) -> Committed:
+        manifest = uploader.commit(header)
         seconds = round(time.monotonic() - started, 3)
         return Committed(manifest.step, manifest.name, manifest.bytes_new, manifest.bytes_shared, seconds)
 
@@ -145,6 +174,13 @@ class Service:
         """Report to the rank."""
         sys.stdout.buffer.write(encode(report))
         sys.stdout.buffer.flush()
+
+
+def _header(folder: Path, slot: str, step: int) -> Header:
+    header = read_header(folder, slot)
+    if header.step != step:
+        raise Corrupt(f"slot {slot} does not hold step {step}")
+    return header
 
 
 if __name__ == "__main__":

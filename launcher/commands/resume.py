@@ -16,7 +16,7 @@ from fgtrain.parts import digest, leaves
 from fgtrain.plan import World
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
-from fgtrain.snapshot.memory import forget, memory_folder
+from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
 from launcher import foreground, prepare
 from launcher.foreground import say
@@ -62,7 +62,8 @@ def go_back(runs: RunStore, step: int) -> None:
     with turn(runs.store) as mine:
         manifest, newer = abandon_after(mine, runs, step)
     for folder in foreground.node_folders(runs):  # a newer state in host memory must not win over the user's word
-        forget(memory_folder(runs.run, folder))
+        for memory in memory_folders(runs.run, folder):
+            forget(memory)
     status = read_status(runs)
     if status:  # else a run that was finished would still be, were we killed before it starts
         runs.write("status.json", msgspec.structs.replace(status, state="stopped", step=manifest.step, message=""))

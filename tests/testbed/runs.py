@@ -37,6 +37,7 @@ class Runs:
         self.env = os.environ | {
             "FGLAUNCH_STORE": self.store,
             "FGLAUNCH_WORK": str(self.work),
+            "FGLAUNCH_MEMORY": str(folder / "memory"),
             "PYTHONPATH": str(ROOT),
             **env,
         }

@@ -34,6 +34,7 @@ class Lose(Enum):
     ANSWER = "the answer, after the server has done the work"
     HALF = "the second half of the body of the answer"
     RANGE = "the range that the request asks for"
+    PATIENCE = "nothing, and nothing comes either: the client waits until the proxy ends"
     BIT_UP = "one bit of the body of the request"
     BIT_DOWN = "one bit of the body of the answer"
 
@@ -56,6 +57,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.rule: Rule = lambda request: None
         self.seen: Counter[str] = Counter()
         self.lock = threading.Lock()
+        self.over = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
 
@@ -78,6 +80,9 @@ class Handler(BaseHTTPRequestHandler):
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fate = self.server.decide(self.command, self.path, "If-None-Match" in self.headers)
+        if fate is Lose.PATIENCE:
+            self.server.over.wait()
+            return self.hang_up()
         if fate is Lose.REQUEST:
             return self.hang_up()
         if isinstance(fate, Answer):
@@ -140,6 +145,7 @@ def s3_proxy(upstream: str) -> Iterator[S3Proxy]:
     try:
         yield proxy
     finally:
+        proxy.over.set()
         proxy.shutdown()
         proxy.server_close()
         thread.join(TIMEOUT_S)

@@ -1,0 +1,172 @@
+"""The rank's end of its uploader process: orders to it, reports from it, and another one when it has died."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from queue import Empty, SimpleQueue
+
+import msgspec
+
+from fgtrain.snapshot.protocol import (
+    Abandon,
+    Committed,
+    Copied,
+    Copy,
+    Failed,
+    Listening,
+    Meet,
+    Persist,
+    Quit,
+    Report,
+    Stored,
+    encode,
+)
+from fgtrain.snapshot.replicate import Peer
+from fgtrain.snapshot.uploader import Start
+
+DIED = "the uploader process died"
+_QUIT_TIMEOUT_S = 10.0
+
+
+class Uploads:
+    """Hands this rank's shares to an uploader process; every order is answered, if need be in its stead."""
+
+    def __init__(self, start: Start) -> None:
+        """Start one with `start`, from the main thread: the kernel ends it with the thread that starts it."""
+        self._start = start
+        self._peer: Peer | None = None
+        self._reports: SimpleQueue[Report] = SimpleQueue()
+        self._process = _Process(start, self._reports)
+
+    def ensure(self, base: str | None) -> None:
+        """Replace an uploader that has died; from the main thread.
+
+        Args:
+            base: the newest manifest known to be committed.
+        """
+        if not self._process.dead:
+            return
+        # What it had found out has died with it; other ranks expect the next one at the same port.
+        port = self._process.port
+        self._start = msgspec.structs.replace(self._start, last=base, verified=False, port=port)
+        self._process = _Process(self._start, self._reports)
+        if self._peer:
+            self._process.tell(Meet(self._peer))
+
+    def meet(self, peer: Peer) -> None:
+        """Have copies sent to a peer from now on."""
+        self._peer = peer
+        self._process.tell(Meet(peer))
+
+    def order(self, what: Persist | Abandon | Copy) -> None:
+        """Give an order; from any thread."""
+        if not self._process.order(what):
+            self.answer(_died(what))
+
+    def answer(self, report: Report) -> None:
+        """Add a report in the uploader's stead."""
+        self._reports.put(report)
+
+    def report(self, timeout_s: float = 0.0) -> Report | None:
+        """Return the next report, None if there is none within `timeout_s`."""
+        try:
+            return self._reports.get(timeout=timeout_s) if timeout_s else self._reports.get_nowait()
+        except Empty:
+            return None
+
+    def close(self) -> None:
+        """Let the uploader finish what it was asked for; one that takes long is killed."""
+        self._process.close()
+
+
+def _died(order: Persist | Abandon | Copy) -> Report:
+    if isinstance(order, Copy):
+        return Copied(order.step, order.slot, DIED)
+    return Failed(order.step, order.slot, DIED, False)
+
+
+class _Process:
+    """One uploader, and what it has not answered yet."""
+
+    def __init__(self, start: Start, reports: SimpleQueue[Report]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fgtrain.snapshot.uploader", msgspec.json.encode(start).decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.dead = False
+        self.port = start.port
+        self._lock = threading.Lock()
+        self._open: dict[int, Persist | Abandon] = {}  # by step
+        self._copies: dict[int, Copy] = {}
+        self._reports = reports
+        self._last_word = Committed if start.rank == 0 else Stored
+        self._listener = threading.Thread(target=self._listen, name="uploader reports", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(msgspec.DecodeError):  # killed in mid-line
+            for line in self._process.stdout:
+                report: Report = msgspec.json.decode(line, type=Report)
+                with self._lock:
+                    self._note(report)
+                self._reports.put(report)
+        with self._lock:
+            self.dead = True
+            self._let_go()
+            for order in [*self._open.values(), *self._copies.values()]:
+                self._reports.put(_died(order))
+
+    def _note(self, report: Report) -> None:
+        if isinstance(report, Listening):
+            self.port = report.port
+        elif isinstance(report, Copied):
+            self._copies.pop(report.step, None)
+        elif isinstance(report, Failed | self._last_word):
+            self._open.pop(report.step, None)
+        elif report.step in self._open:  # the slot may hold something else by the time the commit is decided
+            self._open[report.step] = msgspec.structs.replace(self._open[report.step], slot="")
+
+    def _let_go(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # an order that nobody read
+            self._process.stdin.close()
+        self._process.wait()
+
+    def order(self, what: Persist | Abandon | Copy) -> bool:
+        """Pass an order on; False if nobody is there to take it."""
+        with self._lock:
+            if self.dead:
+                return False
+            if isinstance(what, Copy):
+                self._copies[what.step] = what
+            else:
+                self._open[what.step] = what
+        self.tell(what)
+        return True
+
+    def tell(self, what: Persist | Abandon | Copy | Meet) -> None:
+        """Pass on what needs no answer, or what will be answered in its stead."""
+        assert self._process.stdin is not None
+        with self._lock:
+            if not self.dead:
+                with contextlib.suppress(BrokenPipeError):  # the listener is about to hear of its end
+                    self._process.stdin.write(encode(what))
+                    self._process.stdin.flush()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        with self._lock, contextlib.suppress(OSError, ValueError):  # ValueError: it has died and was let go
+            self._process.stdin.write(encode(Quit()))
+            self._process.stdin.close()
+        try:
+            self._process.wait(_QUIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._listener.join(_QUIT_TIMEOUT_S)
+        if self._process.stdout:
+            self._process.stdout.close()
