@@ -74,7 +74,7 @@ class Saver:
             last=self._base,
             verified=verified,
             host=os.environ.get("FGLAUNCH_ADDRESS", "127.0.0.1"),
-            token=from_leader(secrets.token_hex(16), place),
+            token=from_leader(secrets.token_hex(16), place) if copies else "",
             inherited=tuple(sorted(inherited)),
         )
         self._uploads = Uploads(start)

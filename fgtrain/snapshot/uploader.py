@@ -46,7 +46,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
     chunks of another run's manifest that this run refers to. `memory` is the node's folder for copies of other nodes'
-    shares, `host` this node's address, `port` where copies are expected (0: anywhere), `token` the job's secret.
+    shares, `host` this node's address, `port` where copies are expected (0: anywhere),
+    `token` the job's secret ("": no copies are taken in).
     """
 
     store: str
@@ -70,11 +71,13 @@ def main() -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
-    receiver = Receiver(start.host, Path(start.memory), start.token, start.port)
+    receiver = Receiver(start.host, Path(start.memory), start.token, start.port) if start.token else None
     service = Service(lambda: make_uploader(start), start.rank)
-    service.say(Listening(receiver.port))
+    if receiver:
+        service.say(Listening(receiver.port))
     service.serve()
-    receiver.close()
+    if receiver:
+        receiver.close()
 
 
 def make_uploader(start: Start) -> Uploader:
