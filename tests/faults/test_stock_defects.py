@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
 
-from fgtrain import manifest as manifests
 from fgtrain.dcp import StoreReader, StoreWriter, checkpoints
 from fgtrain.dcp.record import chunk_key, record_key
 from fgtrain.errors import Corrupt, StoreUnavailable, UserError
+from fgtrain.sealed import seal, unseal
 from fgtrain.stores.file import FileStore
 from fgtrain.stores.memory import MemoryStore
 from tests.testbed.checkpoints import CheckpointException, assert_same, cause, load, save
@@ -330,7 +330,7 @@ def test_stock_runs_the_code_in_a_crafted_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sealed", [False, True])
 def test_no_code_of_a_crafted_record_runs(sealed: bool, tmp_path: Path, store: FileStore) -> None:
     crafted = pickle.dumps(Crafted(tmp_path / "ran"))
-    store.put(record_key("job", "first"), manifests.seal(crafted) if sealed else crafted)
+    store.put(record_key("job", "first"), seal(crafted) if sealed else crafted)
     assert "checksum" in (message := str(cause(lambda: load(weights(0.0), store)))) or "another format" in message
     assert not (tmp_path / "ran").exists()
 
@@ -342,13 +342,13 @@ def test_no_code_of_a_crafted_value_runs(tmp_path: Path) -> None:
     torch.save(Crafted(tmp_path / "ran"), crafted)
     save({"value": 1}, store, "first")
     [old] = [e.key.rsplit("/", 1)[1] for e in store.list("job/chunks/")]
-    new = manifests.seal(crafted.getvalue())[:64].decode()
+    new = seal(crafted.getvalue())[:64].decode()
     store.put(chunk_key("job", new), crafted.getvalue())
-    record = manifests.unseal(store.get(record_key("job", "first"))).replace(old.encode(), new.encode())
+    record = unseal(store.get(record_key("job", "first")), "the record").replace(old.encode(), new.encode())
     bytes_ = str(len(crafted.getvalue())).encode()
     record = record.replace(b'"bytes_":1', b'"bytes_":' + bytes_).replace(b'",0,1,"', b'",0,' + bytes_ + b',"')
     for encoding in (b"plain", b"opaque"):
-        store.put(record_key("job", "first"), manifests.seal(record.replace(b'"plain"', b'"' + encoding + b'"')))
+        store.put(record_key("job", "first"), seal(record.replace(b'"plain"', b'"' + encoding + b'"')))
         message = str(cause(lambda: load({"value": 0}, store)))
         assert "value: stored as pickle" in message or "not a plain value" in message
         assert not (tmp_path / "ran").exists()
