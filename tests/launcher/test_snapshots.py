@@ -175,7 +175,7 @@ def test_unreadable_manifest_of_any_run_stops_the_collection(copy: Runs) -> None
         (("prune", "base"), "say what to keep: --keep N, --every K or both"),
         (("prune", "base", "--keep", "0"), "--keep 0: it must be 1 or more"),
         (("prune", "base", "--keep", "1", "--grace", "-1"), "--grace -1.0: it must be 0 or more"),
-        (("prune", "bas", "--keep", "1"), "no run called bas"),
+        (("prune", "bas", "--keep", "1"), "no run called 'bas'"),
         (("export", "base@4", "--to", "/tmp/w"), "no snapshot of step 4; the nearest are of steps 3, 6, 9"),
         (("export", "base", "--to", "/no/such/folder/w"), "there is no folder /no/such/folder"),
         (("diff", "base@x", "base"), "'base@x': write RUN, RUN@STEP"),
