@@ -23,7 +23,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 240.0) 
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError(f"not within {timeout_s:g} s: {what}")
 
 
