@@ -17,7 +17,7 @@ from fgtrain.snapshot.load import Restored, newest
 from fgtrain.snapshot.memory import rank_folder
 from fgtrain.snapshot.upload import Uploader
 from fgtrain.stores import open_store
-from tests.testbed.shares import SIZES, SPANS, contents, stage
+from tests.testbed.shares import SPANS, contents, stage
 
 ALONE = Place(0, 1, 0, torch.device("cpu"))
 WORLD = 2  # of the run that left what is read here
@@ -174,7 +174,3 @@ def test_log_lines_start_after_the_newest_commit_that_any_rank_has_heard_of(left
     assert restored.base
     assert restored.base.step == 20
     assert [step for step, _ in restored.lines["samples"]] == [24, 24]
-
-
-def test_sizes_are_uneven() -> None:
-    assert SIZES["model"] % 64

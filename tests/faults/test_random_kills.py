@@ -25,7 +25,6 @@ def campaign(tmp_path: Path, kills: int, budget_s: float) -> Campaign:
         campaign.go_on(kills, time.monotonic() + budget_s)
         campaign.finish()
     print(campaign.figures.line(), flush=True)
-    assert campaign.figures.unloadable == campaign.figures.wrong == 0
     return campaign
 
 

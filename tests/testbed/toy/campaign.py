@@ -29,15 +29,16 @@ _TIMEOUT_S = 120.0
 
 
 class Figures(msgspec.Struct):
-    """What a campaign came to; steps lost a death against the bound, worst of all deaths."""
+    """What a campaign came to; steps lost a death against the bound, worst of all deaths.
+
+    A run that cannot be loaded, a wrong byte or a step too many lost is not counted: it ends the campaign.
+    """
 
     seed: int
     kills: Counter[str] = msgspec.field(default_factory=Counter)
     restarts: int = 0
     from_memory: int = 0
     commits: int = 0
-    unloadable: int = 0
-    wrong: int = 0
     lost_most: int = 0
     lost_sum: int = 0
     bound_of_most: int = 0
@@ -47,7 +48,7 @@ class Figures(msgspec.Struct):
         kinds = ", ".join(f"{n} {k}" for k, n in sorted(self.kills.items()))
         return (
             f"seed {self.seed}: {self.kills.total()} kills ({kinds}); {self.restarts} restarts, {self.from_memory} from"
-            f" memory; {self.commits} commits; {self.unloadable} unloadable, {self.wrong} wrong; steps lost: at most"
+            f" memory, each to the byte; {self.commits} commits, all of which verify; steps lost: at most"
             f" {self.lost_most} (bound there {self.bound_of_most}), {self.lost_sum} in all"
         )
 
