@@ -119,9 +119,12 @@ class Supervisor:
 
     def _free_memory(self) -> None:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
+        freeing = []
         for node in self._nodes:
             argv = engine.forget_argv(sys.executable, run=self._run.name, folder=node.folder)
-            self._cluster.start(node, Command(argv, {}, self._run.cwd, "agent.log")).wait(_FORGET_TIMEOUT_S)
+            freeing.append(self._cluster.start(node, Command(argv, {}, self._run.cwd, "agent.log")))
+        for process in freeing:  # all at once: Ctrl-C waits for this
+            process.wait(_FORGET_TIMEOUT_S)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
