@@ -85,7 +85,7 @@ def split(sizes: list[int], rank: int, size: int) -> range:
     """Return which of consecutive pieces of these sizes a rank handles: contiguous, even by bytes."""
     total, start, mine = sum(sizes), 0, []
     for i, bytes_ in enumerate(sizes):
-        if start * size // max(total, 1) == rank:
+        if min(start * size // max(total, 1), size - 1) == rank:  # pieces of no bytes at the end are the last rank's
             mine.append(i)
         start += bytes_
     return range(mine[0], mine[-1] + 1) if mine else range(0)

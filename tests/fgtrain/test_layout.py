@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fgtrain.errors import Corrupt
@@ -72,6 +72,7 @@ def test_channels_last_keeps_its_order() -> None:
     assert torch.equal(back, t)
 
 
+@example([1, 0], 1)
 @given(sizes, st.integers(1, 9))
 def test_split_gives_every_piece_to_one_rank(pieces: list[int], world: int) -> None:
     got = [i for rank in range(world) for i in split(pieces, rank, world)]
