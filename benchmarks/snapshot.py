@@ -63,38 +63,38 @@ def run_job(server: S3Server, model: str, frozen: bool, args: argparse.Namespace
 def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
     """Lay out one model's figures."""
     ours = found["ours"]
-    later = ours[1:] or ours  # the first one uploads everything
     floor = spread(found["floor"])
-    stall = spread([r["stall"] for r in later])
-    ratio = spread(ratios([r["stall"] for r in ours], found["floor"])[1:] or [0.0])
-    mb = [r["bytes_new"] / 1e6 / max(r["commit"], 1e-9) for r in later]
-    raw_put = [later[-1]["bytes_new"] / 1e6 / s for s in found["raw_put"]]
+    stall = spread([r["stall"] for r in ours])
+    ratio = spread(ratios([r["stall"] for r in ours], found["floor"]))
+    mb = [r["bytes_new"] / 1e6 / max(r["commit"], 1e-9) for r in ours]
+    raw_put = [r["bytes_new"] / 1e6 / s for r, s in zip(ours, found["raw_put"], strict=True)]
     raw_get = [found["state_bytes"] / 1e6 / s for s in found["raw_get"]]
     got = [found["state_bytes"] / 1e6 / s for s in found["restore"]]
-    drag = spread([r["busy_step"] for r in later]).median / spread(found["quiet"]).median
+    drag = spread(found["busy"]).median / spread(found["quiet"]).median
     lines = [
-        [f"{name}: memcpy of S/N", _ms(floor), "1.00", "", "", "", ""],
+        [f"{name}: memcpy of S/N", _ms(floor), "1.00", "", "", "", "", ""],
         [
             f"{name}: ours",
             _ms(stall),
             f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
             _against(mb, raw_put),
             _against(got, raw_get),
-            f"{later[-1]['bytes_new'] / 1e6:.1f} of {found['state_bytes'] / 1e6:.1f}",
+            f"{ours[-1]['bytes_new'] / 1e6:.1f} of {found['state_bytes'] / 1e6:.1f}",
             f"{drag:.2f}",
+            f"{found['rss_ours'] / 1e6:.0f}",
         ],
     ]
     for method, seconds in found["blocked"].items():
         blocked, total = spread(seconds), spread(found["total"][method])
         speed = found["state_bytes"] / 1e6 / total.median
         times = blocked.median / max(floor.median, 1e-9)
-        lines.append([f"{name}: {method}", _ms(blocked), f"{times:.1f}", f"{speed:.0f}", "", "", ""])
+        lines.append([f"{name}: {method}", _ms(blocked), f"{times:.1f}", f"{speed:.0f}", "", "", "", ""])
     return lines
 
 
 def _against(ours: list[float], limit: list[float]) -> str:
-    a, b = spread(ours).median, spread(limit).median
-    return f"{a:.0f} / {b:.0f} = {a / b:.2f}"
+    a, b, each = spread(ours).median, spread(limit).median, spread(ratios(ours, limit))
+    return f"{a:.0f} / {b:.0f} = {each.median:.2f} ({each.low:.2f}-{each.high:.2f})"
 
 
 def _ms(seconds: Any) -> str:
@@ -123,6 +123,7 @@ def main() -> None:
         "restore MB/s / raw GET",
         "MB new",
         "step slowdown",
+        "peak MB a rank",
     ]
     print(render(headers, lines))
 

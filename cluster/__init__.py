@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 
 class ClusterError(Exception):
@@ -11,20 +14,28 @@ class ClusterError(Exception):
 
 
 class Node(NamedTuple):
-    """One machine of a run: its name, the address that other nodes reach it at, and its working folder for the run."""
+    """One machine of a run.
+
+    Its name, the address that other nodes reach it at, its working folder for the run, the interpreter that has the
+    project's packages there, and the folder that programs start in: the one `fglaunch` was called in, or its copy.
+    """
 
     name: str
     address: str
     folder: str
+    python: str
+    project: str
 
 
 class Command(NamedTuple):
-    """A program to start on a node: `env` is added to the node's own, output is appended to `log` in its folder."""
+    """A program to start on a node, in its project folder.
 
+    Output is appended to `<name>.log` in the node's working folder; `env` is added to the node's own environment.
+    """
+
+    name: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
-    cwd: str
-    log: str
 
 
 class Process(Protocol):
@@ -51,6 +62,8 @@ class Cluster(Protocol):
     """A set of nodes to run on."""
 
     name: str
+    lasting: bool
+    """Whether programs go on when whoever started them is gone."""
 
     def nodes(self, run: str, count: int) -> list[Node]:
         """Return `count` nodes for a run, the same ones for the same run where possible; leaves no trace on them.
@@ -83,5 +96,31 @@ class Cluster(Protocol):
             ClusterError: it cannot be started.
         """
 
+    def find(self, node: Node, name: str) -> Process | None:
+        """Return the newest program that was started under a name and still runs; where nothing lasts, None."""
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """Return a file of the node's folder from `offset` on; empty if it is not there (yet)."""
+
+
+def kinds() -> list[str]:
+    """Return the names of the backends: the modules of this package."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def open_cluster(kind: str, settings: Mapping[str, Any], project: Path, work: Path) -> Cluster:
+    """Open a cluster through the `open_cluster(settings, project, work)` of its backend's module.
+
+    Args:
+        kind: the backend.
+        settings: what the user's configuration says of it.
+        project: the folder to run in.
+        work: where this machine keeps the working folders of runs.
+
+    Raises:
+        ClusterError: no such backend, or one that cannot make sense of its settings.
+    """
+    if kind not in kinds():
+        raise ClusterError(f"no cluster backend {kind!r}; there are: {', '.join(kinds())}")
+    found: Cluster = importlib.import_module(f"cluster.{kind}").open_cluster(settings, project, work)
+    return found

@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster import ClusterError, Command, Node
 
@@ -22,15 +23,15 @@ class LocalProcess:
     """A program in a session of its own, and all that came of it."""
 
     def __init__(self, node: Node, command: Command) -> None:
-        self._mark = f"{node.folder}#{command.log}#{os.urandom(4).hex()}"
+        self._mark = f"{node.folder}#{command.name}#{os.urandom(4).hex()}"
         env = os.environ | dict(command.env) | {_MARK: self._mark, STARTER: str(os.getpid())}
-        log = Path(node.folder) / command.log
+        log = Path(node.folder) / f"{command.name}.log"
         try:
             with log.open("ab") as out:
                 self._popen = subprocess.Popen(
                     command.argv,
                     env=env,
-                    cwd=command.cwd,
+                    cwd=node.project,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -87,13 +88,18 @@ class LocalCluster:
     """Nodes that are folders of this machine; each process group stands for a machine's processes."""
 
     name = "local"
+    lasting = False
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, project: Path) -> None:
+        """Make one whose working folders are below `root` and whose programs start in `project`."""
+        self._root, self._project = root, project
 
     def nodes(self, run: str, count: int) -> list[Node]:
         """See `Cluster`."""
-        return [Node(f"node{i}", "127.0.0.1", str(self._root / run / f"node{i}")) for i in range(count)]
+        return [
+            Node(f"node{i}", "127.0.0.1", str(self._root / run / f"node{i}"), sys.executable, str(self._project))
+            for i in range(count)
+        ]
 
     def make_ready(self, node: Node) -> None:
         """See `Cluster`."""
@@ -127,6 +133,9 @@ class LocalCluster:
         """See `Cluster`."""
         return LocalProcess(node, command)
 
+    def find(self, node: Node, name: str) -> None:
+        """See `Cluster`."""
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
         try:
@@ -135,3 +144,10 @@ class LocalCluster:
                 return file.read()
         except FileNotFoundError:
             return b""
+
+
+def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> LocalCluster:
+    """See `cluster.open_cluster`; there is nothing to set."""
+    if settings:
+        raise ClusterError(f"local has no setting {next(iter(settings))!r}")
+    return LocalCluster(work, project)

@@ -1,4 +1,4 @@
-"""The supervisor of a detached run: `python -m launcher.background STORE RUN NODES GPUS [PORT]`."""
+"""The supervisor of a detached run: `python -m launcher.background STORE RUN CLUSTER NODES GPUS [PORT]`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from launcher.status import existing_run
 
 def main() -> int:
     """Supervise the run to its end."""
-    url, name, nodes, gpus, *port = sys.argv[1:]
+    url, name, cluster, nodes, gpus, *port = sys.argv[1:]
     runs = RunStore(open_store(url), name)
-    return supervise_here(existing_run(runs), runs, World(int(nodes), int(gpus)), int(port[0]) if port else None)
+    world = World(int(nodes), int(gpus))
+    return supervise_here(existing_run(runs), runs, cluster, world, int(port[0]) if port else None)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def _add_store(p: argparse.ArgumentParser) -> None:
 def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) -> None:
     p.add_argument("--nodes", type=int, default=nodes, metavar="N", help="machines (default: %(default)s)")
     p.add_argument("--gpus", type=int, default=gpus, metavar="N", help="GPUs a node (default: %(default)s)")
+    p.add_argument("--cluster", metavar="NAME", help="where to run (default: this machine, or what clusters.toml says)")
     p.add_argument("--port", type=int, metavar="N", help="where agents meet (default: a free port)")
     p.add_argument("--detach", action="store_true", help="go on in the background")
 

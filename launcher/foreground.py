@@ -7,14 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.local import LocalCluster
+from cluster import Cluster
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
+from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
-from launcher.supervisor import Outcome, Supervisor, work_root
+from launcher.supervisor import Outcome, Supervisor
 
 _START_TIMEOUT_S = 30.0
 
@@ -24,43 +25,43 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def check_start(run: RunFile, world: World, port: int | None) -> list[str]:
-    """Check all that starting on this machine needs, leaving no trace; returns what the user should know.
+def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None) -> list[str]:
+    """Check all that starting on a cluster needs, leaving no trace; returns what the user should know.
 
     Raises:
         UserError, ClusterError
     """
-    check_training_installed()
     check_world(run.plan, world)
     if port is not None:
-        _check_port(run.name, port)
+        _check_port(run.name, cluster, port)
+    if cluster.name != "local":
+        return []
+    check_training_installed()
     return world_notes(world)
 
 
-def _check_port(run: str, port: int) -> None:
-    cluster = LocalCluster(work_root())
+def _check_port(run: str, cluster: Cluster, port: int) -> None:
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: ports go from 1 to 65535; leave --port out to get a free one")
     if cluster.port_in_use(cluster.nodes(run, 1)[0], port):
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
-def make_ready(run: str, world: World) -> None:
+def make_ready(run: str, cluster: Cluster, world: World) -> None:
     """Make the working folders of a run's nodes.
 
     Raises:
         ClusterError: one cannot be made.
     """
-    cluster = LocalCluster(work_root())
     for node in cluster.nodes(run, world.nodes):
         cluster.make_ready(node)
 
 
-def supervise_here(run: RunFile, runs: RunStore, world: World, port: int | None) -> int:
-    """Supervise a run until it ends, showing what happens; returns the exit code."""
+def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:
+    """Supervise a run on a named cluster until it ends, showing what happens; returns the exit code."""
     display = make_display()
     try:
-        supervisor = Supervisor(run, runs, LocalCluster(work_root()), world, display, port)
+        supervisor = Supervisor(run, runs, cluster, find_cluster(cluster, Path(run.cwd)), world, display, port)
         outcome = supervisor.supervise()
     finally:
         display.close()
@@ -91,7 +92,7 @@ def resume_command(runs: RunStore) -> str:
     return f"fglaunch resume {runs.run} --store {runs.store.url}"
 
 
-def detach(runs: RunStore, world: World, port: int | None) -> int:
+def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
     """Start a supervisor in the background and return once it has the run in hand."""
     log = work_root() / runs.run / "supervisor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,7 @@ def detach(runs: RunStore, world: World, port: int | None) -> int:
         "launcher.background",
         runs.store.url,
         runs.run,
+        cluster,
         str(world.nodes),
         str(world.gpus),
     ]

@@ -20,7 +20,7 @@ _START_TIME = 19  # field 22, counted from the one after the name. Source: proc(
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`status.json`. States: running, finished, stopped, failed. `updated` in Unix seconds.
 
-    `pid` and `token` are the supervisor's, see `process_token`.
+    `pid` and `token` are the supervisor's, see `process_token`; `cluster` is the one that it runs on, by name.
     """
 
     state: str
@@ -32,6 +32,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     nodes: tuple[str, ...]
     message: str = ""
+    cluster: str = "local"
 
 
 def read_status(runs: RunStore) -> Status | None:

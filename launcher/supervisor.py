@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -44,13 +42,14 @@ class Supervisor:
         self,
         run: RunFile,
         runs: RunStore,
+        cluster_name: str,
         cluster: Cluster,
         world: World,
         show: Callable[[Event], None],
         port: int | None,
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
-        self._port = port
+        self._port, self._cluster_name = port, cluster_name
         self._nodes: list[Node] = cluster.nodes(run.name, world.nodes)
         self._agents: dict[str, Process] = {}
         self._rendezvous: Process | None = None
@@ -92,7 +91,7 @@ class Supervisor:
     def _start(self) -> None:
         port = self._port or self._cluster.free_port(self._nodes[0])
         self._endpoint = f"{self._nodes[0].address}:{port}"
-        self._rendezvous = self._cluster.start(self._nodes[0], rendezvous_command(self._run, port))
+        self._rendezvous = self._cluster.start(self._nodes[0], rendezvous_command(self._nodes[0], port))
         for number, node in enumerate(self._nodes):
             self._start_agent(number, node)
 
@@ -121,8 +120,8 @@ class Supervisor:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
         freeing = []
         for node in self._nodes:
-            argv = engine.forget_argv(sys.executable, run=self._run.name, folder=node.folder)
-            freeing.append(self._cluster.start(node, Command(argv, {}, self._run.cwd, "agent.log")))
+            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
+            freeing.append(self._cluster.start(node, Command("forget", argv, {})))
         for process in freeing:  # all at once: Ctrl-C waits for this
             process.wait(_FORGET_TIMEOUT_S)
 
@@ -227,21 +226,22 @@ class Supervisor:
             host=socket.gethostname(),
             pid=os.getpid(),
             token=process_token(os.getpid()) or "",
+            cluster=self._cluster_name,
             nodes=tuple(n.folder for n in self._nodes),
             message=message,
         )
         self._runs.write("status.json", status)
 
 
-def rendezvous_command(run: RunFile, port: int | str) -> Command:
+def rendezvous_command(node: Node, port: int | str) -> Command:
     """Return what to start on the first node, for the agents to meet in."""
-    return Command(engine.rendezvous_argv(sys.executable, port), {}, run.cwd, "rendezvous.log")
+    return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
 
 
 def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:
     """Return what to start on node `number`; pure but for the devices of this machine."""
     argv = engine.agent_argv(
-        sys.executable,
+        node.python,
         world=world,
         run=run.name,
         store=store_url,
@@ -258,16 +258,10 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         devices=",".join(mine) if devices else None,
         bits=run.recipe.determinism == "bits",
     )
-    return Command(argv, env, run.cwd, "agent.log")
+    return Command("agent", argv, env)
 
 
 def _spell_exit(code: int | None) -> str:
     if code is not None and code < 0:
         return signal.Signals(-code).name
     return f"exit code {code}"
-
-
-def work_root() -> Path:
-    """Return where this machine's nodes keep their working folders."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(os.environ.get("FGLAUNCH_WORK") or Path(base) / "fglaunch" / "work")

@@ -114,8 +114,8 @@ class Ours:
         )
         self._state, self._trainer = state, trainer
 
-    def snapshot(self) -> dict[str, float]:
-        """Take one while training; returns seconds and bytes."""
+    def snapshot(self, *, busy: bool) -> dict[str, Any]:
+        """Take one; `busy`: train on while it uploads. Returns seconds and bytes."""
         state = self._state
         self._saver.make_room()
         tensors, values = state.tensors(), state.values()
@@ -123,14 +123,15 @@ class Ours:
         self._trainer.gradients()
         drained, _ = timed(self._saver.drain)
         self._trainer.update()
-        step, busy = state.step - 1, [self._trainer.step_s() for _ in range(2)]
+        step = state.step - 1
+        steps = [self._trainer.step_s() for _ in range(2 if busy else 0)]
         commit = self._saver.settle(step)
         return {
             "stall": begun + drained,
             "commit": commit.seconds,
             "bytes_new": commit.bytes_new,
             "bytes_shared": commit.bytes_shared,
-            "busy_step": sum(busy) / len(busy),
+            "busy_steps": steps,
         }
 
     def close(self) -> None:
@@ -174,7 +175,8 @@ def peers(settings: Settings, state: State) -> dict[str, Callable[[int], Any]]:
         if dist.get_rank() == 0:
             file = io.BytesIO()
             torch.save(whole(), file)
-            raw.client().put_object(Bucket=settings.bucket, Key=f"{settings.prefix}/torch{i}", Body=file.getbuffer())
+            file.seek(0)
+            raw.client().put_object(Bucket=settings.bucket, Key=f"{settings.prefix}/torch{i}", Body=file)
         dist.barrier()
 
     return {
@@ -199,13 +201,15 @@ def measure(settings: Settings, place: Place) -> dict[str, Any]:
     quiet = [trainer.step_s() for _ in range(4)][1:]
     ours = Ours(settings, place, state, trainer)
     copy = copy_floor(state, place.size)
-    found: dict[str, Any] = {"ours": [], "floor": [], "quiet": quiet, "blocked": {}, "total": {}}
-    for _ in range(settings.rounds):
+    found: dict[str, Any] = {"ours": [], "busy": [], "floor": [], "raw_put": [], "quiet": quiet}
+    found |= {"raw_get": [], "restore": [], "blocked": {}, "total": {}}
+    ours.snapshot(busy=False)  # the first one uploads what is frozen too
+    for i in range(settings.rounds):
         found["floor"].append(timed(copy)[0])
-        found["ours"].append(ours.snapshot())
+        found["ours"].append(ours.snapshot(busy=False))
+        found["raw_put"].append(raw.put_s(settings, ours.runs, place, i))
+        found["busy"] += ours.snapshot(busy=True)["busy_steps"]
         found["quiet"].append(trainer.step_s())
-    found["raw_put"] = [raw.put_s(settings, ours.runs, place, i) for i in range(settings.rounds)]
-    found["raw_get"], found["restore"] = [], []
     names = from_leader(ours.runs.manifest_names() if place.leads else [], place)
     for _ in range(settings.rounds):
         found["raw_get"].append(raw.get_s(ours.runs, place))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from cluster import Node
-from cluster.local import LocalCluster
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from launcher.clusters import find_cluster
 from launcher.display import make_display
 from launcher.events import decode_events, whole_lines
 from launcher.foreground import conclude, resume_command, say
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
-from launcher.supervisor import Outcome, work_root
+from launcher.supervisor import Outcome
 
 _POLL_S = 0.2
 
@@ -22,16 +23,16 @@ _POLL_S = 0.2
 def call(args: argparse.Namespace) -> int:
     """Show the run's events until it ends; Ctrl-C leaves the run alone."""
     runs = RunStore(open_store(args.store or default_store()), args.run)
-    existing_run(runs)
+    run = existing_run(runs)
     status = read_status(runs)
-    cluster = LocalCluster(work_root())
+    cluster = find_cluster(status.cluster if status else "local", Path(run.cwd))
     offsets: dict[str, int] = {}
     display = make_display()
     try:
         while True:
             ended = live_state(status) != "running"
             for folder in status.nodes if status else ():
-                node, offset = Node(folder, "", folder), offsets.get(folder, 0)
+                node, offset = Node(folder, "", folder, "", ""), offsets.get(folder, 0)
                 whole = whole_lines(cluster.read(node, "events.jsonl", offset))
                 offsets[folder] = offset + len(whole)
                 for event in decode_events(whole):

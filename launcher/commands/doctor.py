@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.clusters import work_root
 from launcher.health import Row, examine
 from launcher.prepare import default_store
-from launcher.supervisor import work_root
 
 _STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}
 

@@ -19,6 +19,7 @@ from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
 from launcher import foreground, prepare
+from launcher.clusters import choose, find_cluster
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
@@ -28,7 +29,8 @@ def call(args: argparse.Namespace) -> int:
     """Run the command."""
     runs = RunStore(open_store(args.store or prepare.default_store()), args.run)
     run = existing_run(runs)
-    state = live_state(read_status(runs))
+    status = read_status(runs)
+    state = live_state(status)
     if state == "running":
         raise UserError(f"{args.run} is running; `fglaunch attach {args.run}` watches it, `fglaunch stop` stops it")
     if state == "finished" and args.from_step is None:
@@ -40,17 +42,19 @@ def call(args: argparse.Namespace) -> int:
         run.world.nodes if args.nodes is None else args.nodes,
         run.world.gpus if args.gpus is None else args.gpus,
     )
-    notes = foreground.check_start(run, world, args.port)
+    cluster_name = choose(args.cluster, status.cluster if status else None)
+    cluster = find_cluster(cluster_name, Path(run.cwd))
+    notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
-    foreground.make_ready(run.name, world)
+    foreground.make_ready(run.name, cluster, world)
     for note in notes:
         say(note)
     if args.from_step is not None:
         go_back(runs, args.from_step)
     if args.detach:
-        return foreground.detach(runs, world, args.port)
-    return foreground.supervise_here(run, runs, world, args.port)
+        return foreground.detach(runs, cluster_name, world, args.port)
+    return foreground.supervise_here(run, runs, cluster_name, world, args.port)
 
 
 def go_back(runs: RunStore, step: int) -> None:

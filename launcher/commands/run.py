@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 from itertools import islice
+from pathlib import Path
 
-from cluster import Command
-from cluster.local import LocalCluster
+from cluster import Cluster, Command, Node
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, share
 from fgtrain.runstore import RunFile
 from fgtrain.stores import Store, open_store
 from launcher import foreground, prepare
+from launcher.clusters import choose, find_cluster
 from launcher.foreground import say
-from launcher.supervisor import agent_command, rendezvous_command, work_root
+from launcher.supervisor import agent_command, rendezvous_command
 
 _SHOWN = 6  # evaluations named by --dry-run
 
@@ -24,28 +25,30 @@ def call(args: argparse.Namespace) -> int:
     world = World(args.nodes, args.gpus)
     if args.name is not None:
         prepare.check_name(args.name)
+    cluster_name = choose(args.cluster)
+    cluster = find_cluster(cluster_name, Path.cwd())
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
-    notes += foreground.check_start(run, world, args.port)
+    notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
     run = prepare.begin_from(run, store, args.init_from, args.init_skip)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
     if not args.dry_run:
-        foreground.make_ready(run.name, world)
+        foreground.make_ready(run.name, cluster, world)
     for note in notes:
         say(note)
     if args.dry_run:
-        print("\n".join(dry_run(run, store, world, args.port)))
+        print("\n".join(dry_run(run, store, cluster, world, args.port)))
         return 0
     runs = prepare.register(run, store)
     adopt(run, runs)
     if args.detach:
-        return foreground.detach(runs, world, args.port)
-    return foreground.supervise_here(run, runs, world, args.port)
+        return foreground.detach(runs, cluster_name, world, args.port)
+    return foreground.supervise_here(run, runs, cluster_name, world, args.port)
 
 
-def dry_run(run: RunFile, store: Store, world: World, port: int | None) -> list[str]:
+def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: int | None) -> list[str]:
     """Return the plan and the command of every node, as lines."""
     plan = run.plan
     lines = [
@@ -61,19 +64,19 @@ def dry_run(run: RunFile, store: Store, world: World, port: int | None) -> list[
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    nodes = LocalCluster(work_root()).nodes(run.name, world.nodes)
+    nodes = cluster.nodes(run.name, world.nodes)
     meeting = port or "FREE_PORT"
-    commands = [(nodes[0], rendezvous_command(run, meeting))]
+    commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
     for number, node in enumerate(nodes):
         command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
         commands.append((node, command))
-    return lines + [f"{node.name:<10} {_spell(command)}" for node, command in commands]
+    return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
 
 
-def _spell(command: Command) -> str:
+def _spell(node: Node, command: Command) -> str:
     """Write a command as a shell reads it."""
     env = [f"{k}={shlex.quote(v)}" for k, v in sorted(command.env.items())]
-    return " ".join([f"cd {shlex.quote(command.cwd)} &&", *env, shlex.join(command.argv)])
+    return " ".join([f"cd {shlex.quote(node.project)} &&", *env, shlex.join(command.argv)])
 
 
 def _evaluations(plan: Plan) -> str:

@@ -20,7 +20,7 @@ from tests.testbed.runs import ROOT, wait_for
 class TestLocalCluster(ClusterContract):
     @pytest.fixture
     def cluster(self, tmp_path: Path) -> LocalCluster:
-        return LocalCluster(tmp_path / "work")
+        return LocalCluster(tmp_path / "work", Path("/"))
 
     def test_naming_nodes_leaves_no_trace(self, cluster: LocalCluster, tmp_path: Path) -> None:
         cluster.nodes("run", 4)
@@ -28,7 +28,7 @@ class TestLocalCluster(ClusterContract):
 
     def test_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
-        cluster = LocalCluster(tmp_path / "file")
+        cluster = LocalCluster(tmp_path / "file", Path("/"))
         with pytest.raises(ClusterError, match="cannot make the working folder .*/file/run/node0"):
             cluster.make_ready(cluster.nodes("run", 1)[0])
 

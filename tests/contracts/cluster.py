@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cluster import Cluster, ClusterError, Command, Node, Process
 from tests.testbed.runs import wait_for
-
-PYTHON = sys.executable
 
 
 class ClusterContract:
@@ -49,7 +45,7 @@ class ClusterContract:
         process = start("import os; print(os.environ['GIVEN'], os.getcwd())", GIVEN="a b")
         assert wait_for(lambda: process.poll() is not None, "the program ends", 30)
         assert process.poll() == 0
-        assert cluster.read(node, "program.log", 0).split() == [b"a", b"b", os.fsencode(os.path.realpath("/"))]
+        assert cluster.read(node, "program.log", 0).split() == [b"a", b"b", os.fsencode(os.path.realpath(node.project))]
 
     def test_output_is_appended_and_read_from_any_offset(self, cluster: Cluster, node: Node, start: Starter) -> None:
         for text in ("one", "two"):
@@ -91,7 +87,7 @@ class ClusterContract:
 
     def test_program_that_cannot_be_started_is_an_error(self, cluster: Cluster, node: Node) -> None:
         with pytest.raises(ClusterError, match="/no/such/program"):
-            cluster.start(node, Command(("/no/such/program",), {}, "/", "program.log"))
+            cluster.start(node, Command("program", ("/no/such/program",), {}))
 
     def test_used_port_is_told_from_a_free_one(self, cluster: Cluster, node: Node) -> None:
         port = cluster.free_port(node)
@@ -109,6 +105,6 @@ class Starter:
         self.processes: list[Process] = []
 
     def __call__(self, program: str, **env: str) -> Process:
-        command = Command((PYTHON, "-c", program), env, str(Path("/")), "program.log")
+        command = Command("program", (self._node.python, "-c", program), env)
         self.processes.append(self._cluster.start(self._node, command))
         return self.processes[-1]

@@ -1,0 +1,75 @@
+"""Which cluster: `--cluster NAME`, looked up in the user's own `clusters.toml`.
+
+    default = "lab"            # used when --cluster is left out; otherwise local
+
+    [lab]
+    kind = "ssh"               # a backend: a module of `cluster`
+    hosts = ["gpu1", "gpu2"]   # the rest is the backend's own
+
+A backend that needs no settings (`local`) can be named without an entry.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from cluster import Cluster, kinds, open_cluster
+from fgtrain.errors import UserError
+
+
+def config_file() -> Path:
+    """Return where the user's clusters are described."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(os.environ.get("FGLAUNCH_CLUSTERS") or Path(base) / "fglaunch" / "clusters.toml")
+
+
+def work_root() -> Path:
+    """Return where this machine keeps the working folders of runs."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(os.environ.get("FGLAUNCH_WORK") or Path(base) / "fglaunch" / "work")
+
+
+def read_config() -> dict[str, Any]:
+    """Return what `clusters.toml` says; nothing if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = config_file()
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def entries(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each named cluster's settings, `kind` among them."""
+    found = {"local": {"kind": "local"}}
+    return found | {name: entry for name, entry in config.items() if isinstance(entry, dict)}
+
+
+def choose(name: str | None, last: str | None = None) -> str:
+    """Return the cluster's name: the one asked for, else the run's last one, else the default."""
+    return name or last or str(read_config().get("default", "local"))
+
+
+def find_cluster(name: str, project: Path) -> Cluster:
+    """Open a cluster by its name, to run in `project`.
+
+    Raises:
+        UserError: there is none of this name, or its entry is wrong.
+        ClusterError: its backend cannot make sense of its settings.
+    """
+    known = entries(read_config())
+    entry = known.get(name) or ({"kind": name} if name in kinds() else None)
+    if entry is None:
+        raise UserError(f"--cluster {name}: {config_file()} has no [{name}]; there are: {', '.join(sorted(known))}")
+    if not isinstance(entry.get("kind"), str):
+        raise UserError(f"{config_file()}: [{name}] has no kind; there are: {', '.join(kinds())}")
+    settings = {key: value for key, value in entry.items() if key != "kind"}
+    return open_cluster(entry["kind"], settings, project, work_root())
