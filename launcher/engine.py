@@ -50,6 +50,9 @@ def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) ->
     env = {
         "FGLAUNCH_ADDRESS": address,
         "OMP_NUM_THREADS": str(threads),
+        # glibc hands freed activations to the kernel and faults them in again, thousands of pages a step: keep them.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "PYTHONUNBUFFERED": "1",
         # A fresh store on rank 0 for every incarnation: a shared one hands the address of the last to the next.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
