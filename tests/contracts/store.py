@@ -99,7 +99,7 @@ class StoreContract:
         assert fetch(store, "k", memoryview(memory)[1:10]) == 10
         assert fetch(store, "k", memoryview(memory)[:11]) == 10
         assert memory[11] == 0
-        assert fetch(store, "empty", memoryview(b"")) == 0
+        assert fetch(store, "empty", memoryview(bytearray())) == 0
         with pytest.raises(KeyMissing, match="nothing"):
             fetch(store, "nothing", memoryview(memory))
 
