@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def device_error(name: str) -> str | None:
 def links(endpoint: str, key: str, address: str, rank: int, size: int) -> dict[str, float | str]:
     """Return MB/s received from other nodes by their number, or what went wrong.
 
-    Each node hears the one before it, the second before it, the fourth, ...: every node is heard, and every link of two.
+    Each node hears the one before it, the second before it, the fourth, and so on: every node is heard.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -105,10 +106,10 @@ def links(endpoint: str, key: str, address: str, rank: int, size: int) -> dict[s
         store.set(f"{rank}", f"{address}:{server.getsockname()[1]}")
         serving = threading.Thread(target=_serve, args=(server, len(list(_shifts(size)))), daemon=True)
         serving.start()
-        found = {}
+        found: dict[str, float | str] = {}
         for shift in _shifts(size):
             peer = (rank - shift) % size
-            found[str(peer)] = _attempt(lambda peer=peer: _receive(store.get(f"{peer}").decode()))
+            found[str(peer)] = _attempt(partial(_receive, partial(store.get, f"{peer}")))
         serving.join(_TIMEOUT_S)
     return found
 
@@ -140,9 +141,9 @@ def _serve(server: socket.socket, peers: int) -> None:
             return
 
 
-def _receive(address: str) -> float:
+def _receive(address: Callable[[], bytes]) -> float:
     """Return the speed of what another node sends, in MB/s."""
-    host, _, port = address.rpartition(":")
+    host, _, port = address().decode().rpartition(":")
     with socket.create_connection((host, int(port)), _TIMEOUT_S) as peer:
         buffer, got, started = bytearray(1 << 20), 0, time.perf_counter()
         while got < _BYTES:

@@ -88,7 +88,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a worker gave up. `time` in Unix seconds; attempt 0: it failed before the attempt began.
 
     Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else). `step`: the one it was
-    taking, from 0; None: it took none.
+    taking, from 0; None: it took none. `folder`: its node's working folder.
     """
 
     attempt: int
@@ -98,6 +98,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     traceback: str
     step: int | None = None
+    folder: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

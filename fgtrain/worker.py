@@ -127,6 +127,7 @@ def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception)
         message=f"{error}" if isinstance(error, FglaunchError) else f"{type(error).__name__}: {error}",
         traceback=traceback.format_exc(),
         step=progress.pulse.step,
+        folder=str(folder),
     )
     try:
         runs.write(f"errors/{attempt:05d}-{progress.rank:05d}-{os.getpid()}.json", failure)

@@ -95,7 +95,7 @@ def _read(cluster: Cluster, node: Node, key: str, begun: float, now: float, code
 def judge(seen: Mapping[str, Seen], check: Check, gpus: int, names: Sequence[str]) -> dict[str, list[str]]:
     """Return what is wrong with each node that cannot be used. Pure.
 
-    A link is two nodes' affair: a node is blamed for slow ones only if all of its links are, and not all of everybody's.
+    A link is two nodes' affair: a node is blamed for slow ones only if all of its links are slow, and others' are not.
 
     Args:
         seen: by node.
