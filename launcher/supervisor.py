@@ -121,6 +121,9 @@ class Supervisor:
         if earlier and self._fleet.adopt(earlier):
             self._take_over(earlier)
             return None
+        status = read_status(self._runs)
+        if status and status.state == "running" and self._finished():
+            return self._verdict()  # the workers did not need a supervisor to the end
         for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
             self._runs.store.delete(self._runs.key(leftover))
         if earlier:
@@ -195,9 +198,11 @@ class Supervisor:
         self._next_slow = now + _SLOW_POLL_S
         self._read_logs(now)
         self._guard(now)
-        with self._patience():
+        try:
             return self._look_at_store(now)
-        return None
+        except StoreError as error:
+            self._note(f"the store does not answer: {error}")
+            return None
 
     def _look_at_store(self, now: float) -> Outcome | None:
         if self._post and self._post.due() and not self._beat():
