@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import msgspec
 
@@ -21,6 +18,7 @@ from launcher.failures import Sign, sign_of, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.incidents import Decision, Incidents
+from launcher.interrupts import Interrupts
 from launcher.news import News
 from launcher.post import Post
 from launcher.status import read_status
@@ -68,7 +66,7 @@ class Supervisor:
         self._settings: Supervision = recorded(runs)
         self._site = replacing.Site(
             *(cluster, cluster_name, runs, world, self._settings.check, self._clock),
-            interrupted=lambda: self._interrupted,
+            interrupted=lambda: self._interrupts.received,
             note=self._note,
         )
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock)
@@ -77,13 +75,14 @@ class Supervisor:
         self._incidents = Incidents(self._settings, run.name)
         self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
         self._post: Post | None = None
-        self._fenced = self._interrupted = False
+        self._fenced = False
+        self._interrupts = Interrupts()
         self._step = 0
         self._next_slow = 0.0
 
     def supervise(self) -> Outcome:
         """Run to the end. Nothing that was started is left running, unless another supervisor has taken it over."""
-        with self._signals():
+        with self._interrupts:
             try:
                 outcome = self._begin() or self._watch()
                 if not self._fenced:
@@ -95,21 +94,6 @@ class Supervisor:
             with self._patience():  # the outcome is what the user wants to hear of
                 self._post.write(outcome.state, self._step, self._fleet.nodes, outcome.message)
         return outcome
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        restore = [(s, signal.signal(s, self._interrupt)) for s in (signal.SIGINT, signal.SIGTERM)]
-        try:
-            yield
-        finally:
-            for sig, handler in restore:
-                signal.signal(sig, handler)
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self._interrupted = True
 
     # -- beginning and ending -------------------------------------------------------------------------------------
 
@@ -190,7 +174,7 @@ class Supervisor:
 
     def _look(self) -> Outcome | None:
         """Look at what changes slowly: requests, the store, logs, pulses; write the heartbeat."""
-        if self._interrupted:
+        if self._interrupts.received:
             return Outcome("stopped", 130, "interrupted")
         now = self._clock.now()
         if now < self._next_slow:

@@ -264,13 +264,13 @@ def killed_at(scene: Scene, seconds: float) -> None:
     """Supervise until kill -9, `seconds` from now."""
 
     def die() -> None:
+        scene.cluster.cut_off = True
         raise Killed
 
-    supervisor = scene.supervisor()
-    supervisor._end = lambda: None  # type: ignore[method-assign]
     scene.at(seconds, die)
     with pytest.raises(Killed):
-        supervisor.supervise()
+        scene.supervise()
+    scene.cluster.cut_off = False
 
 
 def test_agents_that_outlive_their_supervisor_are_taken_over() -> None:
