@@ -39,7 +39,7 @@ class Hang(Part):
     """
 
     factor: float = 15.0
-    floor_s: float = 30.0
+    floor_s: float = 60.0
     first_steps: int = 3
     quiet_s: float = 1800.0
 
