@@ -275,11 +275,11 @@ class Supervisor:
         decision = self._incidents.decide(self._clock.now())
         if decision is None:
             return None
+        if decision.cause.kind == "hardware":
+            self._exclude(decision)
         if decision.verdict and not self._finished():
             return Outcome("failed", *decision.verdict)
         self._note(decision.note)
-        if decision.cause.kind == "hardware" and decision.cause.node:
-            self._exclude(decision)
         self._retry(decision)
         return None
 
@@ -296,15 +296,16 @@ class Supervisor:
                 each.due = self._clock.now() + delay
 
     def _exclude(self, decision: Decision) -> None:
-        """Take a broken node out, if there is another; if not, it goes on while it passes its check."""
+        """Take a broken node out, if there is another; if not, it is tried on until the budget is spent."""
         seat = self._fleet.seat(decision.cause.node)
-        if seat is None:
+        other = replacing.spare(self._site, self._fleet.nodes) if seat else None
+        if seat is None or not (other or decision.verdict):
             return
-        other = replacing.leave(self._site, seat.node, decision.cause.message, self._fleet.nodes)
-        if seat.agent and other:
-            seat.agent.kill()
-            seat.agent = None
+        replacing.exclude(self._site, seat.node, decision.cause.message)
         if other:
+            if seat.agent:
+                seat.agent.kill()
+                seat.agent = None
             self._move(seat, other)
 
     def _replace(self, seat: Seat) -> None:

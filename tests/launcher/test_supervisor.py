@@ -176,6 +176,17 @@ def test_node_with_broken_hardware_is_replaced_and_stays_excluded() -> None:
     assert {p.node.name for p in other.cluster.started("agent")} == {"host0", "host2"}
 
 
+def test_broken_node_without_another_is_excluded_when_the_run_is_given_up() -> None:
+    scene = Scene("hardware.tries=2", hosts=2)
+    numbers = itertools.count()
+    scene.training.faults[7] = lambda t: t.fail(f"RuntimeError: Xid {next(numbers)}", rank=1)
+    scene.training.commits = False
+    outcome = scene.supervise()
+    assert "given up (hardware, 3 times without progress past step 0)" in outcome.message
+    assert [e.node for e in exclusions.of_user("lab")] == ["host1"]
+    assert {p.node.name for p in scene.cluster.started("agent")} == {"host0", "host1"}
+
+
 def test_node_that_fails_its_check_is_never_started_on() -> None:
     scene = Scene()
     scene.cluster.reports["host0"] = {"writable": False}
