@@ -46,6 +46,7 @@ def train(
     *,
     begun: Callable[[Attempt], None],
     stop_asked: Callable[[], bool],
+    save_asked: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train to the end, or to a step boundary after some rank was asked to stop.
 
@@ -57,6 +58,7 @@ def train(
         folder: this node's working folder.
         begun: told this attempt, before the first step.
         stop_asked: whether this rank has been asked to stop.
+        save_asked: whether it has been asked, since last asked about, for a snapshot ahead of time.
 
     Returns:
         Whether the recipe's last step is committed.
@@ -107,7 +109,7 @@ def train(
     journal.begin()
     stop = False
     while state.step < plan.steps and not stop:
-        wishes = snapshots.wishes(state.step + 1, stop=stop_asked())
+        wishes = snapshots.wishes(state.step + 1, stop=stop_asked(), save=save_asked())
         report = stepper.step(batches, wishes, before_update=snapshots.drain)
         journal.step(state.step, plan.epoch_at(state.step), report)
         stop, done = report.wishes.stop, state.step == plan.steps

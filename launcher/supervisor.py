@@ -258,7 +258,7 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         devices=",".join(mine) if devices else None,
         bits=run.recipe.determinism == "bits",
     )
-    return Command("agent", argv, env)
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
 
 
 def _spell_exit(code: int | None) -> str:
