@@ -6,6 +6,7 @@ cloud) raises it; each rank looks at it between steps; the ranks agree on what t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -39,15 +40,16 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoticeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A notice in the store, `notices/<node>-<milliseconds>.json`: for whoever finds a replacement."""
+    """A notice in the store, `notices/<node>-<milliseconds>-<hash>.json`: for whoever finds a replacement."""
 
     node: str
     notice: Notice
 
     @property
     def name(self) -> str:
-        """The object's name within its run."""
-        return f"notices/{self.node}-{self.notice.time * 1000:.0f}.json"
+        """The object's name within its run; two notices may come in one answer."""
+        told = hashlib.sha256(f"{self.notice.source} {self.notice.id}".encode()).hexdigest()[:6]
+        return f"notices/{self.node}-{self.notice.time * 1000:.0f}-{told}.json"
 
 
 class Raised(msgspec.Struct, frozen=True, kw_only=True):
