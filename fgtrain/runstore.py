@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fgtrain import manifest as manifests
+from fgtrain import stores
 from fgtrain.errors import Corrupt, KeyExists, KeyMissing
 from fgtrain.manifest import Manifest
 from fgtrain.parts import from_json, to_json
@@ -255,6 +256,18 @@ class RunStore:
         if hashlib.sha256(data).hexdigest() != digest:
             raise Corrupt(f"chunk {digest[:12]} is not what was written")
         return data
+
+    def fetch_chunk(self, digest: str, into: memoryview) -> None:
+        """Read contents of a known size into memory and verify them. See `get_chunk`.
+
+        Raises:
+            Corrupt: missing, of another size, or altered.
+        """
+        found = self._found(digest, lambda key: stores.fetch(self.store, key, into))
+        if found != len(into):
+            raise Corrupt(f"chunk {digest[:12]} has {found} bytes, not {len(into)}")
+        if hashlib.sha256(into).hexdigest() != digest:
+            raise Corrupt(f"chunk {digest[:12]} is not what was written")
 
     def check_size(self, digest: str, bytes_: int) -> None:
         """Look whether contents are there and as long as they should be; they are not read.
