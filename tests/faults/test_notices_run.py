@@ -20,8 +20,6 @@ RECIPE = (
     *("--set", "determinism=bits", "--set", "snapshots.steps=1000", "--set", "snapshots.seconds=null"),
     *("--set", "snapshots.memory_steps=0"),  # what is not in the store is lost
 )
-ACTION = {"action": "terminate", "time": "2099-01-01T00:00:00Z"}
-NOW = {"action": "terminate", "time": "2026-01-01T00:00:00Z"}
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def runs(tmp_path: Path, service: Service) -> Iterator[Runs]:
-    runs = Runs(tmp_path, FGLAUNCH_NOTICES=f"aws={service.url}/{{node}}")
+    runs = Runs(tmp_path, FGLAUNCH_NOTICES=f"gcp={service.url}/{{node}}")
     yield runs
     runs.end()
 
@@ -54,22 +52,24 @@ def weights(runs: Runs, name: str) -> str:
     return str(runs.json("snapshots", name)["snapshots"][-1]["weights"])
 
 
-def test_spot_notice_loses_no_step(runs: Runs, service: Service) -> None:
+def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service: Service) -> None:
     alone = runs.call(*RECIPE, "--name", "alone")
     assert alone.returncode == 0, alone.stderr
     with runs.start("noticed", *RECIPE, "--name", "noticed") as run:
-        run.wait_step(5)
-        service.aws["spot/instance-action"] = NOW
-        wait_for(lambda: records(runs, "noticed"), "the notice is recorded in the store")
-        service.aws.clear()  # the machine that comes next is another one
+        run.wait_step(3)
+        service.change("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")  # no loss yet
+        run.wait_snapshot(1)
+        service.change("preempted", "TRUE")
+        wait_for(lambda: any(r.notice.loss for r in records(runs, "noticed")), "the loss is recorded in the store")
+        service.change("preempted", "FALSE")  # the machine that comes next is another one
         assert run.wait() == 0, run.output()
-        begins, last = steps_taken(run)
+        (begins, last), said = steps_taken(run), run.output()
         wait_for(lambda: not run.all(), "every process of the run is gone", 10)
-    [record] = records(runs, "noticed")
-    assert (record.node, record.notice.source, record.notice.loss) == ("node1", "aws", True)
+    told = records(runs, "noticed")
+    assert [(r.node, r.notice.source, r.notice.loss) for r in told] == [("node1", "gcp", False), ("node1", "gcp", True)]
     assert begins == [0, last]
-    assert last >= 5
-    assert "node1 died (exit code 75)" in run.output()
-    assert "node0 died" not in run.output()  # told of nothing: its agent stays, and meets the next node1
+    assert last > 3
+    assert "node1 died (exit code 75)" in said
+    assert "node0 died" not in said  # told of nothing: its agent stays, and meets the next node1
     assert runs.samples("noticed") == runs.samples("alone")
     assert weights(runs, "noticed") == weights(runs, "alone")

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+GCP_AT_REST = {"preempted": "FALSE", "maintenance-event": "NONE"}
+
 
 @dataclass
 class Service:
@@ -22,7 +24,7 @@ class Service:
     aws: dict[str, Any] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
     # Google Cloud: values with how often they have changed
-    gcp: dict[str, str] = field(default_factory=lambda: {"preempted": "FALSE", "maintenance-event": "NONE"})
+    gcp: dict[str, str] = field(default_factory=lambda: dict(GCP_AT_REST))
     etags: dict[str, int] = field(default_factory=dict)
     # Azure
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -52,13 +54,17 @@ class Service:
             self.seen.append(line)
             self._changed.notify_all()
 
-    def value(self, name: str, asked: dict[str, str]) -> tuple[str, str]:
+    def value(self, name: str, asked: dict[str, str], quiet: bool) -> tuple[str, str]:
         """Return one of Google's values and its ETag; waits for a change, if asked to."""
+
+        def etag() -> str:
+            return f"e{0 if quiet else self.etags.get(name, 0)}"
+
         with self._changed:
             if asked.get("wait_for_change") == "true":
-                last, timeout_s = asked.get("last_etag"), float(asked.get("timeout_sec", "300"))
-                self._changed.wait_for(lambda: f"e{self.etags.get(name, 0)}" != last, timeout_s)
-            return self.gcp[name], f"e{self.etags.get(name, 0)}"
+                timeout_s = float(asked.get("timeout_sec", "300"))
+                self._changed.wait_for(lambda: etag() != asked.get("last_etag"), timeout_s)
+            return GCP_AT_REST[name] if quiet else self.gcp[name], etag()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -92,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/latest/"):
             return self._aws(method, path, quiet)
         if path.startswith("/computeMetadata/v1/instance/"):
-            return self._gcp(path.rsplit("/", 1)[1], asked)
+            return self._gcp(path.rsplit("/", 1)[1], asked, quiet)
         return self._azure(method, path, asked)
 
     def _aws(self, method: str, path: str, quiet: bool) -> None:
@@ -111,10 +117,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(404)
         return self._answer(200, json.dumps(item).encode())
 
-    def _gcp(self, name: str, asked: dict[str, str]) -> None:
+    def _gcp(self, name: str, asked: dict[str, str], quiet: bool) -> None:
         if self.headers.get("Metadata-Flavor") != "Google":
             return self._answer(403)
-        value, etag = self.service.value(name, asked)
+        value, etag = self.service.value(name, asked, quiet)
         return self._answer(200, value.encode(), {"Metadata-Flavor": "Google", "ETag": etag})
 
     def _azure(self, method: str, path: str, asked: dict[str, str]) -> None:
