@@ -82,6 +82,7 @@ class Control:
         self._last_kept = 0
         self._early = False  # asked for a snapshot that was not begun yet
         self._stall_s = 0.0
+        self._commit_s = 0.0
         self._step_s = 0.0
         self._stepped_at: float | None = None
         self._skipped = self._failed = 0
@@ -173,6 +174,7 @@ class Control:
         self._journal.committed(done.step)
         if not self._place.leads:
             return
+        self._commit_s = done.seconds
         self._journal.event(
             "snapshot",
             step=done.step,
@@ -198,6 +200,12 @@ class Control:
         Raises:
             StoreError: it failed, and is `required`.
         """
+        if not required and self._commit_s:
+            text = (
+                f"step {state.step}: the last snapshot before leaving; the one before took {self._commit_s:.1f} s to"
+                " commit. A node that goes sooner leaves what is in other nodes' memory, else the last commit"
+            )
+            self._journal.event("note", text=text)
         try:
             self._saver.make_room(self._final_s)
             self._begin(state, persist=True)

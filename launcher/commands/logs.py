@@ -6,11 +6,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from fgtrain.errors import StoreError, UserError
 from fgtrain.logs import Stream
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from launcher.clusters import work_root
 from launcher.foreground import node_folders, say
 from launcher.logview import View, Wanted, title
 from launcher.prepare import default_store
@@ -25,7 +27,7 @@ def call(args: argparse.Namespace) -> int:
         raise UserError("--agents: an agent has neither rank nor attempt; leave --rank and --attempt out")
     runs = RunStore(open_store(args.store or default_store()), args.run)
     existing_run(runs)
-    view = View(runs, lambda: node_folders(runs), Wanted(args.attempt, args.rank, args.agents))
+    view = View(runs, lambda: _folders_here(runs), Wanted(args.attempt, args.rank, args.agents))
     if not args.follow and not view.sources():
         raise UserError(f"{args.run}: no such logs (attempt {_or_any(args.attempt)}, rank {_or_any(args.rank)})")
     printer = _Printer()
@@ -35,6 +37,11 @@ def call(args: argparse.Namespace) -> int:
     while not _ended_before(runs, lambda: printer.all(view)):
         time.sleep(_POLL_S)
     return 0
+
+
+def _folders_here(runs: RunStore) -> list[Path]:
+    """Return the nodes' working folders that are this machine's: a path of another may mean something else here."""
+    return [folder for folder in node_folders(runs) if folder.is_relative_to(work_root())]
 
 
 def _ended_before(runs: RunStore, print_new: Callable[[], None]) -> bool:
