@@ -15,6 +15,7 @@ from fgtrain.journal import Journal
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place, agree, agreeing
 from fgtrain.plan import Plan, share
+from fgtrain.pulse import Phase, Pulse
 from fgtrain.recipe import Recipe
 from fgtrain.state import State
 from fgtrain.tensors import to_input
@@ -67,9 +68,10 @@ class Evaluations:
         place: Place,
         journal: Journal,
         stop_asked: Callable[[], bool],
+        pulse: Pulse,
     ) -> None:
         self._recipe, self._plan, self._samples, self._state = recipe, plan, samples, state
-        self._place, self._journal, self._stop_asked = place, journal, stop_asked
+        self._place, self._journal, self._stop_asked, self._pulse = place, journal, stop_asked, pulse
 
     @property
     def due(self) -> bool:
@@ -80,6 +82,7 @@ class Evaluations:
         """Evaluate, if that is due; False if a rank was asked to stop first, so that it is the next attempt's to do."""
         if not self.due:
             return True
+        self._pulse.phase(Phase.EVALUATE)
         state = self._state
         result = evaluate(self._recipe, self._samples, state, self._place, self._stop_asked)
         train_mode(state.net)

@@ -2,6 +2,9 @@
 
 runs/<run>/run.json                      recipe, plan, digests: written once, by create
 runs/<run>/status.json                   last word of the supervisor
+runs/<run>/supervision.json              how to supervise
+runs/<run>/supervisors/<number>.json     who supervises, and what it has started: taken by create, highest wins
+runs/<run>/excluded/<node>.json          a node that this run does not use any more
 runs/<run>/stop                          present: someone asked the run to stop
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
 runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
@@ -87,7 +90,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a worker gave up. `time` in Unix seconds; attempt 0: it failed before the attempt began.
 
-    Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else).
+    Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else). `step`: the one it was
+    taking, from 0; None: it took none. `folder`: its node's working folder.
     """
 
     attempt: int
@@ -96,6 +100,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     message: str
     traceback: str
+    step: int | None = None
+    folder: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
 from fgtrain.place import Place, agree, from_leader
+from fgtrain.pulse import Phase, Pulse
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
@@ -46,6 +47,7 @@ def train(
     begun: Callable[[Attempt], None],
     stop_asked: Callable[[], bool],
     save_asked: Callable[[], bool] = lambda: False,
+    pulse: Pulse | None = None,
 ) -> bool:
     """Train to the end, or to a step boundary after some rank was asked to stop.
 
@@ -58,11 +60,14 @@ def train(
         begun: told this attempt, before the first step.
         stop_asked: whether this rank has been asked to stop.
         save_asked: whether it has been asked, since last asked about, for a snapshot ahead of time.
+        pulse: where this rank shows that it moves.
 
     Returns:
         Whether the recipe's last step is committed, and evaluated.
     """
     recipe, plan = run.recipe, run.plan
+    pulse = pulse or Pulse()
+    pulse.phase(Phase.RESTORE)
     journal = Journal(folder, place)
     if recipe.determinism == "bits":
         settle_kernels()
@@ -83,6 +88,7 @@ def train(
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
+    pulse.begun(attempt.attempt)
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
     saver = Saver(
@@ -101,11 +107,11 @@ def train(
     committed = restored.base.step if restored and restored.base else 0
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
-    stepper = Stepper(recipe, plan, place, state)
+    stepper = Stepper(recipe, plan, place, state, pulse)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
-    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked)
+    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse)
     journal.begin()
     late = evaluations.due  # the last attempt had no time for it
     stop = not evaluations.settle()
@@ -117,6 +123,7 @@ def train(
         stop = report.wishes.stop or not evaluations.settle()
         if not stop and state.step < plan.steps:
             snapshots.after_step(state, report.wishes)
+    pulse.phase(Phase.FINISH)
     done = state.step == plan.steps and not evaluations.due
     if state.step > committed or (late and not evaluations.due):
         snapshots.last(state, required=done)

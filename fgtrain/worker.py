@@ -24,11 +24,13 @@ import msgspec
 from fgtrain.departure import EXIT_LEFT
 from fgtrain.errors import FglaunchError, UserError
 from fgtrain.notice import Flag, Watch
+from fgtrain.pulse import Pulse
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from fgtrain.stores import open_store
 
 COLLECTIVE_TIMEOUT_S = 300.0
 
+STACKS_SIGNAL = signal.SIGUSR2  # Slurm gives notice by SIGUSR1
 EXIT_USER = 2
 
 
@@ -81,9 +83,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="this node's working folder")
     args = parser.parse_args()
     log = Log(args.folder)
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)  # into the log
     notice = Notice(args.folder)
     runs = RunStore(open_store(args.store), args.run)
-    progress = _Progress(log)
+    progress = _Progress(log, args.folder)
     try:
         return 0 if _train(runs, args.folder, progress, notice) else EXIT_LEFT
     except Exception as error:
@@ -95,10 +98,11 @@ def main() -> int:
 class _Progress:
     """What a failure report needs to know."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, folder: Path) -> None:
         self.log = log
         self.attempt: Attempt | None = None
         self.rank = int(os.environ.get("RANK", "0"))
+        self.pulse = Pulse(folder, int(os.environ.get("LOCAL_RANK", "0")), self.rank)
 
     def begun(self, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -116,14 +120,11 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) ->
         raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")
     place = places.join(COLLECTIVE_TIMEOUT_S)
     done = train(
-        run,
-        index,
-        runs,
-        place,
-        folder,
+        *(run, index, runs, place, folder),
         begun=progress.begun,
         stop_asked=notice.stop_asked,
         save_asked=notice.save_asked,
+        pulse=progress.pulse,
     )
     places.leave()
     return done
@@ -139,6 +140,8 @@ def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception)
         kind=_kind(error),
         message=f"{error}" if isinstance(error, FglaunchError) else f"{type(error).__name__}: {error}",
         traceback=traceback.format_exc(),
+        step=progress.pulse.step,
+        folder=str(folder),
     )
     try:
         runs.write(f"errors/{attempt:05d}-{progress.rank:05d}-{os.getpid()}.json", failure)

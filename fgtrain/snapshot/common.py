@@ -63,12 +63,8 @@ def take(bytes_: int, place: Place) -> Common:
 def _make(bytes_: int) -> int | None:
     if sys.platform != "linux":
         return None
-    fd = os.memfd_create("fglaunch-restore")
-    try:
-        os.posix_fallocate(fd, 0, bytes_)  # now, rather than die by SIGBUS when there is no more
-    except OSError:
-        os.close(fd)
-        return None
+    fd = os.memfd_create("fglaunch-restore")  # limited by the memory there is, as any allocation, not by /dev/shm
+    os.ftruncate(fd, bytes_)
     return fd
 
 

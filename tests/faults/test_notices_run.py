@@ -69,7 +69,7 @@ def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service:
     assert [(r.node, r.notice.source, r.notice.loss) for r in told] == [("node1", "gcp", False), ("node1", "gcp", True)]
     assert begins == [0, last]
     assert last > 3
-    assert "node1 died (exit code 75)" in said
-    assert "node0 died" not in said  # told of nothing: its agent stays, and meets the next node1
+    assert "node1 left after a notice" in said
+    assert "the agent of node0 died" not in said  # told of nothing: its agent stays, and meets the next node1
     assert runs.samples("noticed") == runs.samples("alone")
     assert weights(runs, "noticed") == weights(runs, "alone")
