@@ -10,7 +10,7 @@ import msgspec
 from cluster import Cluster, ClusterError, Node
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
-from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
+from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
 from launcher.clock import Clock, SystemClock
 from launcher.events import Event
@@ -20,6 +20,7 @@ from launcher.fleet import Fleet, Seat, clear
 from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
 from launcher.news import News
+from launcher.outcome import EXIT_FENCED, Outcome, of_work
 from launcher.post import Post
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
@@ -30,20 +31,6 @@ _POLL_S = 0.1
 _SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
 """How long workers have to take a last snapshot when the user stops a run."""
-
-EXIT_FENCED = 3
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """How supervision ended, the exit code, and one line (and a traceback) on why.
-
-    States: finished, stopped, failed; fenced: another supervisor goes on with the run.
-    """
-
-    state: str
-    exit_code: int
-    message: str = ""
-    traceback: str = ""
 
 
 class Supervisor:
@@ -242,6 +229,9 @@ class Supervisor:
         seat.agent, seat.failures = None, seat.failures + 1
         seat.due = None if name in self._incidents.open_nodes else self._clock.now()
         left = code == EXIT_NOTICED
+        if left:  # the machine goes: better another one, if there is one
+            seat.failures = self._settings.node_tries
+            self._replace(seat)
         message = f"{name} left after a notice" if left else f"the agent of {name} died ({spell_exit(code)})"
         tail = "" if left else self._feed.agent_tail(seat.node)
         kind: Kind = "preemption" if left else "lost"
@@ -368,15 +358,10 @@ class Supervisor:
         self._incidents.add(now, Sign("hang", hung.text, self._clock.time(), node=at.node, rank=at.rank))
 
     def _verdict(self) -> Outcome:
-        """All agents left with exit code 0: believe only what is committed."""
-        try:
-            result = self._runs.read("result.json", Result)
-        except StoreError as error:
-            return Outcome("failed", 1, f"the workers left, and the run has no result: {error}")
-        if result.step != self._run.plan.steps:
-            return Outcome("failed", 1, f"the run ended at step {result.step} of {self._run.plan.steps}")
-        self._step = result.step
-        return Outcome("finished", 0)
+        outcome = of_work(self._run, self._runs)
+        if outcome.state == "finished":
+            self._step = self._run.plan.steps
+        return outcome
 
     # -- telling --------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher import exclusions
 from launcher.events import Event
+from launcher.outcome import EXIT_FENCED, Outcome
 from launcher.status import live_state, read_status
 from launcher.supervision import KEY, Supervision, changed
-from launcher.supervisor import EXIT_FENCED, Outcome, Supervisor
+from launcher.supervisor import Supervisor
 from launcher.takeover import last_term, take_office
 from tests.fgtrain.test_runstore import run_file
 from tests.testbed.fake_training import FakeClock, FakeCluster, FakeTraining
@@ -222,6 +223,15 @@ def test_node_that_cannot_be_reached_any_more_gives_its_place_to_another() -> No
     assert scene.supervise().state == "finished"
     assert scene.noted("host2 takes the place of host1")
     assert list(exclusions.of_user()) == []  # a node that is away may come back
+
+
+def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:
+    scene = Scene()
+    scene.training.faults[7] = once(lambda t: scene.cluster.running("agent")[1].end(75))
+    assert scene.supervise().state == "finished"
+    assert scene.noted("host2 takes the place of host1")
+    assert scene.noted("preemption: host1 left after a notice")
+    assert len(scene.cluster.started("agent", "host0")) == 1
 
 
 def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:
