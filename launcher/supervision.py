@@ -45,10 +45,14 @@ class Hang(Part):
 
 
 class Straggler(Part):
-    """A rank is reported whose work before the exchange takes `factor` times the others' median for `for_s` seconds."""
+    """A rank is reported whose work before the exchange takes `factor` times the others' median for long.
+
+    That is for `for_s` seconds and for `for_steps` steps.
+    """
 
     factor: float = 1.5
     for_s: float = 30.0
+    for_steps: int = 20
 
 
 class Check(Part):
