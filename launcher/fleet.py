@@ -202,6 +202,11 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
     return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
 
 
+def seat_count(world: World) -> int:
+    """Return on how many nodes agents are started."""
+    return world.nodes
+
+
 def devices_of(world: World, number: int) -> str | None:
     """Return the devices of this machine that are node `number`'s; None if there are none."""
     devices = hardware.cuda_devices()
