@@ -16,6 +16,7 @@ from fgtrain.freeze import train_mode
 from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
+from fgtrain.phases import Phases
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
@@ -46,6 +47,7 @@ def train(
     *,
     begun: Callable[[Attempt], None],
     stop_asked: Callable[[], bool],
+    phases: Phases | None = None,
 ) -> bool:
     """Train to the end, or to a step boundary after some rank was asked to stop.
 
@@ -57,16 +59,18 @@ def train(
         folder: this node's working folder.
         begun: told this attempt, before the first step.
         stop_asked: whether this rank has been asked to stop.
+        phases: the stopwatch of this attempt's start.
 
     Returns:
         Whether the recipe's last step is committed.
     """
-    recipe, plan = run.recipe, run.plan
+    recipe, plan, phases = run.recipe, run.plan, phases or Phases()
     journal = Journal(folder, place)
     if recipe.determinism == "bits":
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
+    phases.end("build")
     memory = memory_folders(run.name, folder)
 
     def note(text: str) -> None:
@@ -79,6 +83,7 @@ def train(
         journal.recover(restored.lines)
     elif parent:
         inherit.take_weights(parent, run, runs, place, state)
+    phases.end("restore")
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
@@ -104,12 +109,15 @@ def train(
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
+    batches = phases.first("batch", batches)
+    phases.end("prepare")
     journal.begin()
     stop = False
     while state.step < plan.steps and not stop:
         wishes = snapshots.wishes(state.step + 1, stop=stop_asked())
         report = stepper.step(batches, wishes, before_update=snapshots.drain)
         journal.step(state.step, plan.epoch_at(state.step), report)
+        journal.phases(attempt.attempt, phases)
         stop, done = report.wishes.stop, state.step == plan.steps
         state.bad_images |= dict(report.bad)
         if plan.evaluates_after(state.step):

@@ -9,11 +9,15 @@ from fgtrain.lifeline import die_with_parent
 if __name__ == "__main__":  # before the slow imports: an agent may die while they go on
     die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
 
+import time
+
+if __name__ == "__main__":
+    _BEGUN = time.time()
+
 import argparse
 import json
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -21,6 +25,7 @@ from types import FrameType
 import msgspec
 
 from fgtrain.errors import FglaunchError, UserError
+from fgtrain.phases import Phases
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from fgtrain.stores import open_store
 
@@ -59,8 +64,9 @@ class Log:
         self._path = self._path.rename(self._folder / f"{attempt:05d}-{rank:05d}.log")
 
 
-def main() -> int:
-    """Run one rank and return its exit code."""
+def main(begun: float) -> int:
+    """Run one rank, whose process began at `begun` (Unix seconds), and return its exit code."""
+    phases = Phases(begun)
     parser = argparse.ArgumentParser(prog="fgtrain.worker")
     parser.add_argument("store", help="URL of the store")
     parser.add_argument("run", help="name of the run")
@@ -71,7 +77,7 @@ def main() -> int:
     runs = RunStore(open_store(args.store), args.run)
     progress = _Progress(log)
     try:
-        return 0 if _train(runs, args.folder, progress, notice) else EXIT_STOPPED
+        return 0 if _train(runs, args.folder, progress, notice, phases) else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
@@ -91,17 +97,22 @@ class _Progress:
         self.log.rename(attempt.attempt, self.rank)
 
 
-def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) -> bool:
+def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice, phases: Phases) -> bool:
     from fgtrain import place as places
     from fgtrain.dataindex import index_digest, usable
     from fgtrain.train import train
 
+    phases.end("import")
     run = runs.read("run.json", RunFile)
     index, _ = usable(run.recipe.data, run.recipe.data.index())
     if index_digest(index) != run.data_digest:
         raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")
+    phases.end("data")
     place = places.join(COLLECTIVE_TIMEOUT_S)
-    done = train(run, index, runs, place, folder, begun=progress.begun, stop_asked=lambda: notice.received)
+    phases.end("group")
+    done = train(
+        run, index, runs, place, folder, begun=progress.begun, stop_asked=lambda: notice.received, phases=phases
+    )
     places.leave()
     return done
 
@@ -141,4 +152,4 @@ def _kind(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(_BEGUN))

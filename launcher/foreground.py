@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from cluster import Cluster
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
@@ -53,7 +55,7 @@ def make_ready(run: str, cluster: Cluster, world: World) -> None:
     Raises:
         ClusterError: one cannot be made.
     """
-    for node in cluster.nodes(run, world.nodes):
+    for node in cluster.nodes(run, world.started):
         cluster.make_ready(node)
 
 
@@ -103,8 +105,7 @@ def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
         runs.store.url,
         runs.run,
         cluster,
-        str(world.nodes),
-        str(world.gpus),
+        msgspec.json.encode(world).decode(),
     ]
     with log.open("ab") as out:
         process = subprocess.Popen(

@@ -50,7 +50,7 @@ class Supervisor:
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port, self._cluster_name = port, cluster_name
-        self._nodes: list[Node] = cluster.nodes(run.name, world.nodes)
+        self._nodes: list[Node] = cluster.nodes(run.name, world.started)
         self._agents: dict[str, Process] = {}
         self._rendezvous: Process | None = None
         self._offsets = {n.name: len(cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
@@ -246,6 +246,7 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         run=run.name,
         store=store_url,
         folder=node.folder,
+        node=node.name,
         address=node.address,
         endpoint=endpoint,
     )
@@ -257,6 +258,8 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         address=node.address,
         devices=",".join(mine) if devices else None,
         bits=run.recipe.determinism == "bits",
+        detect_s=world.detect_s,
+        preload=engine.preloaded(run.recipe, store_url),
     )
     return Command("agent", argv, env)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster import Cluster, Command, Node
 from fgtrain.lineage import adopt
-from fgtrain.plan import Plan, World, share
+from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile
 from fgtrain.stores import Store, open_store
 from launcher import foreground, prepare
@@ -22,7 +22,7 @@ _SHOWN = 6  # evaluations named by --dry-run
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    world = World(args.nodes, args.gpus)
+    world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect)
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
@@ -55,7 +55,7 @@ def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: in
         f"run        {run.name} in {store.url}",
         f"recipe     {run.recipe_file}  {run.recipe_digest[:12]}",
         *([f"weights    of {run.init_from}"] if run.init_from else []),
-        f"world      {world.nodes} nodes x {world.gpus} processes = {world.size} ranks",
+        f"world      {_world(world)}",
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
@@ -64,13 +64,20 @@ def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: in
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    nodes = cluster.nodes(run.name, world.nodes)
+    nodes = cluster.nodes(run.name, world.started)
     meeting = port or "FREE_PORT"
     commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
     for number, node in enumerate(nodes):
         command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
         commands.append((node, command))
     return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
+
+
+def _world(world: World) -> str:
+    """Spell the world: how many ranks, at least and at most, and who waits."""
+    ranks = f"{world.size} ranks" if world.max_nodes is None else f"{world.nodes * world.gpus} to {world.size} ranks"
+    spares = f"; {world.spares} nodes wait to step in" if world.spares else ""
+    return f"{world.span} nodes x {world.gpus} processes = {ranks}; lost after {world.detect_s:g} s{spares}"
 
 
 def _spell(node: Node, command: Command) -> str:
