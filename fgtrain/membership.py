@@ -86,6 +86,8 @@ def lose(meeting: Meeting, lost: Iterable[str], why: str, seats: Seats, silent_s
         return meeting
     if meeting.complete and any(meeting.has(id_) for id_ in gone):
         meeting = _broken(meeting, why, silent_s=silent_s)
+    elif any(m.id in gone for m in meeting.expected):  # its silence began before the round was over, or after
+        meeting = msgspec.structs.replace(meeting, why=why)
     return _seated(_each(meeting, lambda m: m.id not in gone), seats)
 
 

@@ -124,7 +124,11 @@ class LiveRun:
 
     def workers(self) -> list[int]:
         """Return the process IDs of its ranks, in order of node."""
-        return [pid for pid, argv in self._started() if "fgtrain.worker" in argv and os.getpgid(pid) == pid]
+        return [
+            pid
+            for pid, argv in self._started()
+            if "fgtrain.worker" in argv and "fgtrain.agent" not in argv and os.getpgid(pid) == pid
+        ]
 
     def agents(self) -> list[int]:
         """Return the process IDs of its agents, in order of node."""
