@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from torch.distributed.elastic import metrics
-from torch.distributed.elastic.agent.server import WorkerSpec
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.metrics import initialize_metrics
+from torch.distributed.elastic.metrics.api import MetricsConfig
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousClosedError
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
@@ -39,7 +39,7 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         looked = time.time()
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state != WorkerState.HEALTHY:
             self.meeting.noticed = looked
         return result
@@ -61,11 +61,11 @@ class Agent(LocalElasticAgent):
 
 def run(argv: Sequence[str]) -> int:
     """Run one node's agent on torchrun's arguments; returns its exit status."""
-    args = parse_args([*argv])
+    args = parse_args([*argv])  # type: ignore[no-untyped-call]
     _start_by_client(args)
     config, entrypoint, worker_args = config_from_args(args)
     assert isinstance(entrypoint, str)
-    metrics.initialize_metrics(metrics.MetricsConfig(config.metrics_cfg))
+    initialize_metrics(MetricsConfig(config.metrics_cfg))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # all nodes have as many: ranks follow without asking around
     box: list[Agent] = []

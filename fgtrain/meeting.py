@@ -1,8 +1,8 @@
 """Meeting over a TCPStore: torchrun's `RendezvousHandler` by the steps of `fgtrain.membership`.
 
 The state lies under one key and changes by compare-and-set. Every agent counts up a key of its own, its heartbeat. A
-thread of each agent looks at state and heartbeats: whoever is silent too long is lost to the round, and the local workers
-of a round that is over are killed at once, as they may hang in a collective towards a host that is gone.
+thread of each agent looks at state and heartbeats: whoever is silent too long is lost to the round, and the local
+workers of a round that is over are killed at once, as they may hang in a collective towards a host that is gone.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Meeting(msgspec.Struct, frozen=True, kw_only=True):
     """What the agents of a run have agreed on.
 
     `members`: of a complete round in order of rank, of a forming one those that have come. `expected`: of the round
-    before, still to come. `why`: what broke up the round before; `silent_s`: for how long somebody had been silent then;
-    `gentle`: workers leave by themselves, do not kill them at once.
+    before, still to come. `why`: what broke up the round before; `silent_s`: for how long somebody was silent before
+    it did; `gentle`: workers leave by themselves, do not kill them at once.
     """
 
     round: int = 0

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from fgtrain.phases import ROUND
 
@@ -53,14 +54,14 @@ def join(timeout_s: float) -> Place:
     return Place(rank, size, local_rank, device)
 
 
-def _store(timeout: timedelta) -> dist.Store | None:
-    """Return where the workers of this round meet: the agents' store, under the round's own name; None without agent."""
+def _store(timeout: timedelta) -> Store | None:
+    """Return where the workers of this round meet: the agents' store, under the round's name; None without agent."""
     round_ = os.environ.get(ROUND)
     if round_ is None:
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
-    return dist.PrefixStore(f"workers/{round_}", store)
+    store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    return PrefixStore(f"workers/{round_}", store)
 
 
 def leave() -> None:

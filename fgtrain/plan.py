@@ -15,7 +15,6 @@ import msgspec
 from fgtrain.errors import RecipeError, UserError
 from fgtrain.recipe import Constant, Cosine, Recipe, Step
 
-
 DETECT_S = 3.0
 """How long an agent may be silent on a network of its own before it counts as lost."""
 
@@ -25,8 +24,8 @@ MIN_DETECT_S = 0.5
 class World(msgspec.Struct, frozen=True):
     """`nodes` machines with `gpus` processes each (one a GPU; CPU processes where there is none).
 
-    With `max_nodes` the world may have any number of nodes from `nodes` to `max_nodes`. `spares` more agents are started
-    and wait to step in. A node that is silent for `detect_s` seconds counts as lost.
+    With `max_nodes` the world may have any number of nodes from `nodes` to `max_nodes`. `spares` more agents are
+    started and wait to step in. A node that is silent for `detect_s` seconds counts as lost.
     """
 
     nodes: int

@@ -1,7 +1,7 @@
 """The agent's end of the warm process: it is kept alive as long as the agent is. Light.
 
-The warm process (`fgtrain.warmup`) has imported what workers need and forks them; torchrun starts `fgtrain.warm_client`,
-which asks it for a worker. Where it cannot be had, the client starts a worker from scratch.
+The warm process (`fgtrain.warmup`) has imported what workers need and forks them; torchrun starts
+`fgtrain.warm_client`, which asks it for a worker. Where it cannot be had, the client starts a worker from scratch.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ as `python -I -S fgtrain/warm_client.py STORE RUN FOLDER`, with the standard lib
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,10 +32,8 @@ def main() -> int:
         _start_cold()
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        try:
+        with contextlib.suppress(OSError):  # its end is about to be read
             connection.send(bytes([signum]))
-        except OSError:
-            pass  # its end is about to be read
 
     for sig in _PASSED_ON:
         signal.signal(sig, pass_on)
@@ -74,7 +73,7 @@ def _connect(name: str | None) -> socket.socket | None:
 def _ask(connection: socket.socket) -> None:
     import json
 
-    request = {"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}
+    request = {"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}  # noqa: PTH109 - pathlib takes long to import
     body = json.dumps(request, ensure_ascii=True).encode()  # as ASCII: what is not UTF-8 in the environment survives
     data = len(body).to_bytes(8, "big") + body
     sent = socket.send_fds(connection, [data], [0, 1, 2])
@@ -104,7 +103,8 @@ def _as(answer: bytes) -> int:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker has left its own
-    signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
+    if -status in _PASSED_ON:
+        signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
     return 128 - status
 
