@@ -19,12 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """This process's rank in a world of `size`, and its device."""
+    """This process's rank in a world of `size`, its device, and the number of its node."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    node: int = 0
 
     @property
     def leads(self) -> bool:
@@ -51,7 +52,7 @@ def join(timeout_s: float) -> Place:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    return Place(rank, size, local_rank, device)
+    return Place(rank, size, local_rank, device, int(os.environ.get("GROUP_RANK", "0")))
 
 
 def _store(timeout: timedelta) -> Store | None:

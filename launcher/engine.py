@@ -52,6 +52,17 @@ def preloaded(recipe: Recipe, store_url: str) -> tuple[str, ...]:
     return ("fgtrain.train", "fgtrain.tensorboard", f"fgtrain.stores.{scheme}", *dict.fromkeys(parts))
 
 
+def check_argv(python: str, folder: str, *, full: bool, key: str, endpoint: str, address: str) -> tuple[str, ...]:
+    """Return the command line that looks at a node before it is used."""
+    more = ("--full", "--endpoint", endpoint, "--address", address) if full else ()
+    return (python, "-m", "fgtrain.check", folder, "--key", key, *more)
+
+
+def unhang_argv(python: str, *, folder: str, kill: Sequence[int]) -> tuple[str, ...]:
+    """Return the command line that has a node's ranks write their stacks, and kills those of some local ranks."""
+    return (python, "-m", "fgtrain.unhang", folder, *(word for slot in kill for word in ("--kill", str(slot))))
+
+
 def agent_env(
     *,
     threads: int,
@@ -74,6 +85,9 @@ def agent_env(
     env = {
         "FGLAUNCH_ADDRESS": address,
         "OMP_NUM_THREADS": str(threads),
+        # glibc hands freed activations to the kernel and faults them in again, thousands of pages a step: keep them.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "PYTHONUNBUFFERED": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "FGLAUNCH_DETECT_S": f"{detect_s:g}",
