@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import signal
@@ -155,8 +156,14 @@ def _no_store() -> None:
 def _again(kill_workers: Callable[[], None]) -> NoReturn:
     """Begin anew after silence: no old worker trains on, no old connection is waited for; then come back in."""
     kill_workers()
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 65536)
-    os.execv(sys.executable, [sys.executable, "-m", "fgtrain.agent", *sys.argv[1:]])
+    with contextlib.suppress(OSError):
+        for fd in sorted(int(link.name) for link in Path("/proc/self/fd").iterdir()):
+            if fd > 2:
+                os.set_inheritable(fd, False)  # torch's sockets would be inherited
+    try:
+        os.execv(sys.executable, [sys.executable, "-m", "fgtrain.agent", *sys.argv[1:]])
+    except OSError:
+        os._exit(EXIT_NO_STORE)
 
 
 def _is_child(pid: int) -> bool:

@@ -249,6 +249,7 @@ def main() -> int:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"\0{os.environ[SOCKET]}")
     listener.listen(128)  # who asks too early waits
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's; it makes its threads when it is imported
     preload(os.environ.get(PRELOAD, ""))
     if threads() > 1:
         print(f"warm starts are off: {threads()} threads after the imports", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.train
 
 RECIPE = (
     *("recipes/quickstart.py", "--gpus", "1", "--set", "epochs=5.3", "--set", "determinism=bits"),
-    *("--set", "loader.workers=1", "--set", "snapshots.steps=8"),
+    *("--set", "loader.workers=1", "--set", "snapshots.steps=8", "--detect", "5"),
 )
 
 
@@ -88,6 +88,20 @@ def test_warm_process_dies_worker_is_stopped_and_a_spare_steps_in(runs: Runs, un
     assert worlds == [1, 1, 1, 1]
     assert len(spare) >= 1
     assert weights(runs, "spared") == undisturbed
+
+
+def test_agents_cut_off_from_their_store_stop_their_workers_and_come_back(runs: Runs, undisturbed: str) -> None:
+    with runs.start("cut", *RECIPE, "--nodes", "2", "--name", "cut") as run:
+        run.wait_step(3)
+        agents = run.agents()
+        os.kill(run.rendezvous(), signal.SIGSTOP)
+        wait_for(lambda: not run.workers(), "the workers are gone", 60)
+        os.kill(run.rendezvous(), signal.SIGCONT)
+        run.wait_step(1, attempt=2)
+        assert run.agents() == agents, "the same processes, begun anew"
+        assert run.wait() == 0, run.output()
+        wait_for(lambda: not run.all(), "every process of the run is gone", 10)
+    assert weights(runs, "cut") == undisturbed
 
 
 def node_events(runs: Runs, number: int) -> list[str]:

@@ -31,8 +31,8 @@ class Node:
         os.mkfifo(run_file)
         self.env = os.environ | {
             SOCKET: f"test-{os.getpid()}-{folder.name}",
-            PRELOAD: "fgtrain.train",
-            "OMP_NUM_THREADS": "1",
+            PRELOAD: "fgtrain.train,fgtrain.tensorboard,fgtrain.models.timm,fgtrain.data.digits",
+            "OMP_NUM_THREADS": "2",  # numpy and torch may make threads only when they compute
             "FGLAUNCH_AGENT_PID": str(os.getpid()),
             "FGLAUNCH_DETECT_S": "0.5",
             "FGLAUNCH_ROUND": "0",

@@ -144,6 +144,10 @@ class LiveRun:
         """Return the process IDs of the warm processes of its agents, in order of node."""
         return [pid for pid, argv in self._started() if "fgtrain.warmup" in argv]
 
+    def rendezvous(self) -> int:
+        """Return the process ID of the store that its agents meet in."""
+        return next(pid for pid, argv in self._started() if "fgtrain.rendezvous" in argv)
+
     def node(self, number: int) -> list[int]:
         """Return every living process of one of its nodes."""
         here = f"{self._work}/node{number}#".encode()
