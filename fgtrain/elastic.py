@@ -156,10 +156,9 @@ def _no_store() -> None:
 def _again(kill_workers: Callable[[], None]) -> NoReturn:
     """Begin anew after silence: no old worker trains on, no old connection is waited for; then come back in."""
     kill_workers()
-    with contextlib.suppress(OSError):
-        for fd in sorted(int(link.name) for link in Path("/proc/self/fd").iterdir()):
-            if fd > 2:
-                os.set_inheritable(fd, False)  # torch's sockets would be inherited
+    for fd in [int(link.name) for link in Path("/proc/self/fd").iterdir()] if sys.platform == "linux" else []:
+        with contextlib.suppress(OSError):  # the one that the list was read from is closed by now
+            os.set_inheritable(fd, fd <= 2)  # torch's sockets would be inherited
     try:
         os.execv(sys.executable, [sys.executable, "-m", "fgtrain.agent", *sys.argv[1:]])
     except OSError:
