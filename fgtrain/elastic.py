@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.metrics import initialize_metrics
@@ -77,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
     try:
         meeting = Rendezvous(_settings(config), Alarm(kill_workers, lambda: _again(kill_workers), _no_store))
-    except RuntimeError as error:
+    except DistError as error:
         say(f"no store to meet in at {config.rdzv_endpoint}: {error}".splitlines()[0])
         return EXIT_NO_STORE
     agent = _make(config, entrypoint, worker_args, meeting)
@@ -138,6 +139,9 @@ def _work(agent: Agent, meeting: Rendezvous) -> int:
     except SignalException:
         meeting.shutdown()
         return 1
+    except DistError as error:
+        say(f"the store that agents meet in is gone: {error}".splitlines()[0])
+        return EXIT_NO_STORE
     except BaseException:
         meeting.shutdown()
         raise
