@@ -39,6 +39,7 @@ _POLL_S = 0.05
 _LOOK_S = 0.1
 _BEATS = 6  # heartbeats within the time after which silence is a loss
 _GENTLE_S = 5.0
+_JOIN_THREAD_S = 2.0
 _KEY = "meeting"
 
 
@@ -120,8 +121,9 @@ class Watch:
         self._over_since: float | None = None
         self.meeting = Meeting()
         self._answers = 0
-        self._told = False
-        threading.Thread(target=self._serve, name="meeting", daemon=True).start()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="meeting", daemon=True)
+        self._thread.start()
         threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def work_in(self, round_: int | None) -> None:
@@ -130,19 +132,19 @@ class Watch:
             self._round, self._over_since = round_, None
 
     def finished(self) -> None:
-        """Say that the work is done: nothing that happens to the store or the others matters any more."""
-        self._told = True
+        """Stop: nothing that happens to the store or the others matters any more."""
+        self._done.set()
+        self._thread.join(_JOIN_THREAD_S)  # not to be caught by this process's end within an operation
 
     def _serve(self) -> None:
         try:
-            while True:
+            while not self._done.wait(_LOOK_S):
                 self._look()
-                time.sleep(_LOOK_S)
         except Exception as error:
-            say(f"the store that agents meet in is gone: {error}".splitlines()[0])
-        if not self._told:
-            self._told = True
-            self._alarm.no_store()
+            if not self._done.is_set():
+                self._done.set()
+                say(f"the store that agents meet in is gone: {error}".splitlines()[0])
+                self._alarm.no_store()
 
     def _look(self) -> None:
         if time.monotonic() >= self._next_beat:
@@ -180,14 +182,13 @@ class Watch:
     def _guard(self) -> None:
         """Notice that the store does not answer, while the other thread hangs in asking it."""
         answers, unanswered, looked = self._answers, 0.0, time.monotonic()
-        while not self._told:
-            time.sleep(self._every_s)
+        while not self._done.wait(self._every_s):
             now = time.monotonic()
             passed, looked = min(now - looked, 2 * self._every_s), now
             unanswered = 0.0 if self._answers != answers else unanswered + passed
             answers = self._answers
-            if unanswered >= self._settings.detect_s and not self._told:
-                self._told = True
+            if unanswered >= self._settings.detect_s:
+                self._done.set()
                 say(f"cut off: no answer from the store that agents meet in for {unanswered:.1f} s")
                 self._alarm.cut_off()
 
