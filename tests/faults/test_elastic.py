@@ -47,7 +47,7 @@ def tell_node(run: LiveRun, number: int, sig: signal.Signals) -> None:
 
 def test_silent_node_is_left_behind_and_let_in_again_without_losing_a_step(runs: Runs, undisturbed: str) -> None:
     with runs.start("grows", *RECIPE, "--nodes", "1:2", "--name", "grows") as run:
-        run.wait_step(5)
+        run.wait_snapshot(8)
         assert attempts(run)[0]["world"] == 2
         tell_node(run, 1, signal.SIGSTOP)  # to the others it looks as if its cable were cut; no process has ended
         run.wait_step(1, attempt=2)
