@@ -175,7 +175,10 @@ def gaps_of(start: Callable[[Path], Job], fault: str, strikes: int, limit_s: flo
     with tempfile.TemporaryDirectory(prefix="recovery-", ignore_cleanup_errors=True) as folder:
         job = start(Path(folder))
         try:
-            return [_gap(job, fault, limit_s) for _ in range(strikes if fault == "worker" else 1)]
+            gaps: list[float] = []
+            while len(gaps) < (strikes if fault == "worker" else 1) and float("inf") not in gaps:
+                gaps.append(_gap(job, fault, limit_s))
+            return gaps
         finally:
             job.end()
 
@@ -216,8 +219,10 @@ def rows(gaps: dict[str, dict[str, list[float]]], limit_s: float) -> list[list[s
 
 
 def share_of_default(by_system: dict[str, list[float]], limit_s: float) -> float:
-    """Return the median of fglaunch's gaps over torchrun's, those next to each other in pairs."""
+    """Return the median of fglaunch's gaps over torchrun's; in pairs, where a run has not ended its round early."""
     ours, theirs = ([min(t, limit_s) for t in by_system[name]] for name in ("fglaunch", "torchrun"))
+    if len(ours) != len(theirs):
+        return spread(ours).median / spread(theirs).median
     return spread(ratios(ours, theirs)).median
 
 
@@ -308,6 +313,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=60.0, metavar="S", help="wait no longer (default: %(default)s)")
     parser.add_argument("--faults", default=",".join(FAULTS), help="which (default: %(default)s)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(1))  # and leave nothing running
     faults = [f for f in args.faults.split(",") if f in FAULTS]
     said = conditions()
     gaps = measure(faults, args.rounds, args.strikes, args.limit)

@@ -3,6 +3,7 @@
     python -m fgtrain.agent <torchrun arguments> -m fgtrain.worker STORE RUN FOLDER
 
 Without the supervisor, the agent is asked to stop, and its workers with it; without the agent, its workers are killed.
+Beside it runs an attendant (`fgtrain.attendant`). When its node was told to leave, it does (`fgtrain.departure`).
 Exit status 76: there is no store to meet in.
 """
 
@@ -12,22 +13,31 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 from fgtrain import warm
+from fgtrain.departure import Departure, attended, node_name
+from fgtrain.errors import UserError
 from fgtrain.lifeline import die_with_parent
 
 
 def main() -> int:
-    """Run an agent on this process's arguments."""
+    """Run an agent on this process's arguments; returns the exit code."""
     starter = os.environ.get("FGLAUNCH_STARTER_PID")
     die_with_parent(signal.SIGTERM, parent=int(starter) if starter else None)
     os.environ["FGLAUNCH_AGENT_PID"] = str(os.getpid())
     _reap()
-    worker_args = sys.argv[sys.argv.index("fgtrain.worker") + 1 :]
-    warm.keep(worker_args)  # it imports torch while this process does
-    from fgtrain.elastic import run
+    store, run, folder = sys.argv[-3:]
+    try:
+        departure = Departure(Path(folder), node_name(folder))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 2
+    warm.keep([store, run, folder])  # it imports torch while this process does
+    with attended(store, run, folder, node_name(folder)):
+        from fgtrain.elastic import run as work
 
-    return run(sys.argv[1:])
+        return work(sys.argv[1:], departure)
 
 
 def _reap() -> None:

@@ -25,6 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, parse_args
 
 from fgtrain import warm_client
+from fgtrain.departure import EXIT_LEFT, Departure, node_name
 from fgtrain.meeting import EXIT_NO_STORE, Alarm, Rendezvous, Settings, say
 from fgtrain.membership import Member, Seats
 from fgtrain.plan import DETECT_S
@@ -34,9 +35,10 @@ _LAST_CALL_S = 3.0
 
 
 class Agent(LocalElasticAgent):
-    """Starts this node's workers, and starts them again: `meeting` is told when the last ones' end was noticed."""
+    """Starts this node's workers, and starts them again, unless the node was told to leave."""
 
     meeting: Rendezvous
+    departure: Departure
     grace_s: int
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -47,12 +49,19 @@ class Agent(LocalElasticAgent):
         return result
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        if self.departure.flag.leaves:
+            raise SignalException("the node was told to leave", signal.SIGTERM)
         if worker_group.state == WorkerState.HEALTHY:  # nodes wait to be let in
             self.meeting.noticed = time.time()
         super()._restart_workers(worker_group)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown(signal.SIGTERM, self.grace_s)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        if isinstance(error := sys.exception(), SignalException) and not self.departure.flag.leaves:
+            self.departure.signalled(error.sigval)
+        super()._shutdown(death_sig, timeout)
 
     def kill_workers(self) -> None:
         """Kill what runs of the local workers; from any thread."""
@@ -61,7 +70,7 @@ class Agent(LocalElasticAgent):
                 os.killpg(worker.id, signal.SIGKILL)
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], departure: Departure) -> int:
     """Run one node's agent on torchrun's arguments; returns its exit status."""
     args = parse_args([*argv])  # type: ignore[no-untyped-call]
     _start_by_client(args)
@@ -77,11 +86,15 @@ def run(argv: Sequence[str]) -> int:
             agent.kill_workers()
 
     try:
-        meeting = Rendezvous(_settings(config), Alarm(kill_workers, lambda: _again(kill_workers), _no_store))
+        meeting = Rendezvous(
+            _settings(config, args.training_script_args[-1]),
+            Alarm(kill_workers, lambda: _again(kill_workers), _no_store),
+        )
     except DistError as error:
         say(f"no store to meet in at {config.rdzv_endpoint}: {error}".splitlines()[0])
         return EXIT_NO_STORE
     agent = _make(config, entrypoint, worker_args, meeting)
+    agent.departure = departure
     box.append(agent)
     return _work(agent, meeting)
 
@@ -94,15 +107,13 @@ def _start_by_client(args: argparse.Namespace) -> None:
     args.training_script, args.training_script_args = client[0], client[1:]
 
 
-def _settings(config: LaunchConfig) -> Settings:
+def _settings(config: LaunchConfig, folder: str) -> Settings:
     host, port = parse_rendezvous_endpoint(config.rdzv_endpoint, default_port=-1)
-    address = config.local_addr or ""
-    node = str(config.rdzv_configs.get("node", f"{address}-{os.getpid()}"))
     return Settings(
         host=host,
         port=port,
         run=config.run_id,
-        me=Member(secrets.token_hex(8), node),
+        me=Member(secrets.token_hex(8), node_name(folder)),
         seats=Seats(config.min_nodes, config.max_nodes),
         detect_s=float(config.rdzv_configs.get("detect", DETECT_S)),
         last_call_s=float(config.rdzv_configs.get("last_call", _LAST_CALL_S)),
@@ -138,7 +149,7 @@ def _work(agent: Agent, meeting: Rendezvous) -> int:
         return 0  # the others have finished the work
     except SignalException:
         meeting.shutdown()
-        return 1
+        return EXIT_LEFT
     except DistError as error:
         say(f"the store that agents meet in is gone: {error}".splitlines()[0])
         return EXIT_NO_STORE

@@ -27,12 +27,13 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fgtrain.departure import EXIT_LEFT
 from fgtrain.phases import ROUND
 from fgtrain.plan import DETECT_S
 from fgtrain.warm import EXIT_UNFIT, PRELOAD, SOCKET
 from fgtrain.warm_client import peer_uid
 
-_LEFT = (0, 75)  # exit statuses that all ranks share: nobody is left hanging
+_LEFT = (0, EXIT_LEFT)  # exit statuses that all ranks share: nobody is left hanging
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _ARG_START, _ARG_END = 45, 46  # fields 48 and 49, counted from the one after the name. Source: proc(5)
 _TICK_S = 0.25  # while a worker is stopped

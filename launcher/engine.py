@@ -17,11 +17,11 @@ def rendezvous_argv(python: str, port: int | str) -> tuple[str, ...]:
 
 
 def agent_argv(
-    python: str, *, world: World, run: str, store: str, folder: str, node: str, address: str, endpoint: str
+    python: str, *, world: World, run: str, store: str, folder: str, address: str, endpoint: str
 ) -> tuple[str, ...]:
     """Return the command line of one node's agent (torchrun with a lifeline).
 
-    `node` names it, whichever agent stands for it; `address` is its own, `endpoint` host:port of the rendezvous store.
+    `address` is the node's own, `endpoint` host:port of the rendezvous store.
     """
     return (
         *(python, "-m", "fgtrain.agent"),
@@ -30,7 +30,7 @@ def agent_argv(
         f"--rdzv-id={run}",
         "--rdzv-backend=fglaunch",
         f"--rdzv-endpoint={endpoint}",
-        f"--rdzv-conf=node={node},detect={world.detect_s:g}",
+        f"--rdzv-conf=detect={world.detect_s:g}",
         f"--local-addr={address}",
         f"--max-restarts={_FOREVER}",
         f"--shutdown-timeout={_GRACE_S}",

@@ -189,7 +189,6 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         run=run.name,
         store=store_url,
         folder=node.folder,
-        node=node.name,
         address=node.address,
         endpoint=endpoint,
     )
@@ -202,7 +201,12 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         detect_s=world.detect_s,
         preload=engine.preloaded(run.recipe, store_url),
     )
-    return Command("agent", argv, env)
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+
+
+def seat_count(world: World) -> int:
+    """Return on how many nodes agents are started."""
+    return world.started
 
 
 def devices_of(world: World, number: int) -> str | None:

@@ -79,7 +79,8 @@ def test_span_of_nodes_and_spares_are_started_and_told_when_silence_is_a_loss(tm
     assert len(agents) == 3
     for number, line in enumerate(agents):
         assert "--nnodes=1:2" in line
-        assert f"--rdzv-conf=node=node{number},detect=1.5" in line
+        assert "--rdzv-conf=detect=1.5" in line
+        assert f"FGLAUNCH_NODE=node{number} " in line
         assert "FGLAUNCH_PRELOAD=fgtrain.train,fgtrain.tensorboard,fgtrain.stores.file,fgtrain.models.timm" in line
 
 
