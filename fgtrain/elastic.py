@@ -46,6 +46,8 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state != WorkerState.HEALTHY:
             self.meeting.noticed = looked
+            codes = {failure.exitcode for failure in result.failures.values()}
+            self.meeting.left = codes == {EXIT_LEFT}
         return result
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:

@@ -207,6 +207,8 @@ class Rendezvous(RendezvousHandler):
         self._watch = Watch(settings, alarm)
         self.noticed = time.time()
         """When the agent noticed that the last round is over (Unix seconds); at first, when it started."""
+        self.left = False
+        """Whether the last workers were asked to leave, and did."""
 
     @property
     def use_agent_store(self) -> bool:
@@ -245,7 +247,7 @@ class Rendezvous(RendezvousHandler):
             RendezvousClosedError: the work is done.
         """
         me, seats = self._settings.me, self._settings.seats
-        meeting = self._board.change(lambda m: membership.come(m, me, seats))
+        meeting = self._board.change(lambda m: membership.come(m, me, seats, left=self.left))
         deadline, seen, since = time.monotonic() + _JOIN_S, meeting.members, time.monotonic()
         while True:
             if meeting.closed:

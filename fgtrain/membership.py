@@ -62,14 +62,18 @@ def growth(meeting: Meeting, seats: Seats) -> int:
     return min(len(meeting.waiting), seats.most - len(meeting.members)) if meeting.complete else 0
 
 
-def come(meeting: Meeting, me: Member, seats: Seats) -> Meeting:
-    """Return the meeting after `me` has asked to take part in its next round; asking again changes nothing."""
+def come(meeting: Meeting, me: Member, seats: Seats, *, left: bool = False) -> Meeting:
+    """Return the meeting after `me` has asked to take part in its next round; asking again changes nothing.
+
+    `left`: the workers of the round before were asked to leave, and did, in agreement with all others.
+    """
     if meeting.closed:
         return meeting
     meeting = _replaced(meeting, me)
     if meeting.complete and meeting.has(me.id):
-        gentle = growth(meeting, seats) > 0
-        meeting = _broken(meeting, "nodes join" if gentle else f"{me.node} begins again", gentle=gentle)
+        joins = growth(meeting, seats) > 0
+        why = "nodes join" if joins else "workers were asked to leave" if left else f"{me.node} begins again"
+        meeting = _broken(meeting, why, gentle=joins or left)
     if me.id not in {m.id for m in meeting.everyone()}:
         meeting = msgspec.structs.replace(meeting, waiting=(*meeting.waiting, me))
     if not meeting.complete:

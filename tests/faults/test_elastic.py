@@ -33,7 +33,7 @@ def undisturbed(runs: Runs) -> str:
 
 def weights(runs: Runs, name: str) -> str:
     """Return the digest of a run's last weights."""
-    return str(runs.json("snapshots", name)[0]["weights"])
+    return str(runs.json("snapshots", name)["snapshots"][-1]["weights"])
 
 
 def attempts(run: LiveRun) -> list[dict[str, Any]]:

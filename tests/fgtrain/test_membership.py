@@ -64,6 +64,12 @@ def test_member_that_begins_again_is_joined_by_the_others_and_the_round_is_compl
     assert ids(again.members) == ["a", "b"]
 
 
+def test_workers_that_left_in_agreement_are_not_killed() -> None:
+    seats = Seats(2, 2)
+    assert come(met(seats, A, B), B, seats, left=True).gentle
+    assert not come(met(seats, A, B), B, seats).gentle
+
+
 def test_lost_member_is_not_waited_for() -> None:
     seats = Seats(1, 2)
     broken = lose(met(seats, A, B), ["b"], "node1 silent", seats, 3.1)
