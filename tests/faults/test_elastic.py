@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from fgtrain.runstore import Result, RunStore
+from fgtrain.stores import open_store
 from tests.testbed.runs import LiveRun, Runs, wait_for
 
 pytestmark = pytest.mark.train
@@ -33,7 +35,7 @@ def undisturbed(runs: Runs) -> str:
 
 def weights(runs: Runs, name: str) -> str:
     """Return the digest of a run's last weights."""
-    return str(runs.json("snapshots", name)["snapshots"][-1]["weights"])
+    return RunStore(open_store(runs.store), name).read("result.json", Result).weights
 
 
 def attempts(run: LiveRun) -> list[dict[str, Any]]:
