@@ -198,13 +198,15 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         address=node.address,
         devices=devices_of(world, number),
         bits=run.recipe.determinism == "bits",
+        detect_s=world.detect_s,
+        preload=engine.preloaded(run.recipe, store_url),
     )
     return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
 
 
 def seat_count(world: World) -> int:
     """Return on how many nodes agents are started."""
-    return world.nodes
+    return world.started
 
 
 def devices_of(world: World, number: int) -> str | None:

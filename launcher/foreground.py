@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from cluster import Cluster, Node
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
@@ -117,8 +119,7 @@ def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
         runs.store.url,
         runs.run,
         cluster,
-        str(world.nodes),
-        str(world.gpus),
+        msgspec.json.encode(world).decode(),
     ]
     with log.open("ab") as out:
         process = subprocess.Popen(
