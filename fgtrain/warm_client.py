@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ EXIT_OVER = 1
 """What such a worker ended with: the same as one that lost its peers."""
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_CONNECT_S = 5.0
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid. Source: unix(7), SO_PEERCRED
 
 
@@ -78,12 +80,17 @@ def _start_cold() -> NoReturn:
 def _connect(name: str | None) -> socket.socket | None:
     if not name:
         return None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(f"\0{name}")
-    except OSError:
-        return None
-    return connection if peer_uid(connection) == os.getuid() else None
+    deadline = time.monotonic() + _CONNECT_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(f"\0{name}")
+        except OSError:  # it died, and another begins
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+        else:
+            return connection if peer_uid(connection) == os.getuid() else None
 
 
 def _ask(connection: socket.socket) -> None:
