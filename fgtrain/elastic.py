@@ -30,6 +30,7 @@ from fgtrain.meeting import EXIT_NO_STORE, Alarm, Rendezvous, Settings, say
 from fgtrain.membership import Member, Seats
 from fgtrain.plan import DETECT_S
 
+_END_S = 2.0
 _EXIT_BARRIER_S = 30.0
 _LAST_CALL_S = 3.0
 
@@ -40,6 +41,7 @@ class Agent(LocalElasticAgent):
     meeting: Rendezvous
     departure: Departure
     grace_s: int
+    ended: dict[int, float]
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         looked = time.time()
@@ -65,8 +67,16 @@ class Agent(LocalElasticAgent):
             self.departure.signalled(error.sigval)
         super()._shutdown(death_sig, timeout)
 
+    def end_workers(self) -> None:
+        """Have the local workers killed, whose round is over; those that are not gone soon, by force. Call it again."""
+        now = time.monotonic()
+        for worker in self.get_worker_group().workers:
+            if isinstance(worker.id, int) and _is_child(worker.id):
+                late = now - self.ended.setdefault(worker.id, now) > _END_S
+                os.killpg(worker.id, signal.SIGKILL if late else warm_client.OVER_SIGNAL)
+
     def kill_workers(self) -> None:
-        """Kill what runs of the local workers; from any thread."""
+        """Kill the local workers; from any thread."""
         for worker in self.get_worker_group().workers:
             if isinstance(worker.id, int) and _is_child(worker.id):
                 os.killpg(worker.id, signal.SIGKILL)
@@ -83,6 +93,10 @@ def run(argv: Sequence[str], departure: Departure) -> int:
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # all nodes have as many: ranks follow without asking around
     box: list[Agent] = []
 
+    def end_workers() -> None:
+        for agent in box:
+            agent.end_workers()
+
     def kill_workers() -> None:
         for agent in box:
             agent.kill_workers()
@@ -90,13 +104,13 @@ def run(argv: Sequence[str], departure: Departure) -> int:
     try:
         meeting = Rendezvous(
             _settings(config, args.training_script_args[-1]),
-            Alarm(kill_workers, lambda: _again(kill_workers), _no_store),
+            Alarm(end_workers, lambda: _again(kill_workers), _no_store),
         )
     except DistError as error:
         say(f"no store to meet in at {config.rdzv_endpoint}: {error}".splitlines()[0])
         return EXIT_NO_STORE
     agent = _make(config, entrypoint, worker_args, meeting)
-    agent.departure = departure
+    agent.departure, agent.ended = departure, {}
     box.append(agent)
     return _work(agent, meeting)
 

@@ -47,6 +47,7 @@ def _serve(worker_args: list[str]) -> None:
         process = subprocess.Popen([sys.executable, "-m", "fgtrain.warmup", *worker_args])
         code = process.wait()
         if code == EXIT_UNFIT:
+            os.environ.pop(SOCKET, None)
             return
         deaths = 0 if time.monotonic() - begun > _SETTLED_S else deaths + 1
         print(f"the warm process ended ({code}): started again", file=sys.stderr, flush=True)

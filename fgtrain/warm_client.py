@@ -15,13 +15,21 @@ import signal
 import socket
 import struct
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
+OVER_SIGNAL = signal.SIGALRM
+"""Kills the worker, whose round is over."""
+
+EXIT_OVER = 1
+"""What such a worker ended with: the same as one that lost its peers."""
+
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_CONNECT_S = 5.0
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid. Source: unix(7), SO_PEERCRED
 
 
@@ -35,13 +43,23 @@ def main() -> int:
         with contextlib.suppress(OSError):  # its end is about to be read
             connection.send(bytes([signum]))
 
-    for sig in _PASSED_ON:
-        signal.signal(sig, pass_on)
+    def end_over(signum: int, frame: FrameType | None) -> None:
+        """The worker's round is over: it is no failure of its own that it is killed."""
+        over.append(True)
+        with contextlib.suppress(OSError):
+            connection.send(bytes([signal.SIGKILL]))
+
+    over: list[bool] = []
     try:
         _ask(connection)
+        signal.signal(OVER_SIGNAL, end_over)
+        for sig in _PASSED_ON:
+            signal.signal(sig, pass_on)
         answer = _answer(connection)
     except OSError:
         answer = b""
+    if over:
+        return EXIT_OVER
     if not answer.startswith(b"pid "):  # there was no worker yet
         _start_cold()
     return _as(answer)
@@ -62,12 +80,17 @@ def _start_cold() -> NoReturn:
 def _connect(name: str | None) -> socket.socket | None:
     if not name:
         return None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(f"\0{name}")
-    except OSError:
-        return None
-    return connection if peer_uid(connection) == os.getuid() else None
+    deadline = time.monotonic() + _CONNECT_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(f"\0{name}")
+        except OSError:  # it died, and another begins
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+        else:
+            return connection if peer_uid(connection) == os.getuid() else None
 
 
 def _ask(connection: socket.socket) -> None:

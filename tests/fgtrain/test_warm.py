@@ -94,6 +94,11 @@ def test_worker_and_client_share_their_fate(node: Node) -> None:
     assert gone(worker)
 
     client, worker = node.start()
+    client.send_signal(warm_client.OVER_SIGNAL)
+    assert client.wait(30) == warm_client.EXIT_OVER, "a worker whose round is over is no failure of its own"
+    assert gone(worker)
+
+    client, worker = node.start()
     os.kill(worker, signal.SIGSTOP)
     assert client.wait(30) == -signal.SIGKILL, "a worker that stays stopped is killed"
 
