@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.cluster import lives
 from tests.testbed import sshd
 from tests.testbed.sshd import Sshd, client_config
 
@@ -136,12 +137,20 @@ class Hosts:
         return found
 
     def programs(self, name: str) -> list[int]:
-        """Return what runs on a host besides its sshd and what that has started for connections."""
+        """Return what runs on a host besides its sshd and what serves connections."""
+        serving = {*self.connected(name), *self._sshds(name)}
+        return [pid for pid in self.pids(name) if pid not in serving and lives(pid)]
+
+    def connected(self, name: str) -> list[int]:
+        """Return what a host's sshd has started for connections."""
+        servers = self._sshds(name)
+        return [pid for pid in self.pids(name) if pid not in servers and lives(pid) and _parent(pid) in servers]
+
+    def _sshds(self, name: str) -> list[int]:
         found = []
         for pid in self.pids(name):
             with contextlib.suppress(OSError):
-                line = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-                if line and b"sshd" not in line.split(b"\0")[0] and b"while it is connected" not in line:
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "sshd":
                     found.append(pid)
         return found
 
@@ -168,6 +177,12 @@ def hosts(count: int) -> Iterator[Hosts]:
             made.down()
 
 
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
 def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -190,7 +205,9 @@ def main() -> None:
     if reason := missing():
         sys.exit(reason)
     with hosts(int(sys.argv[1])) as made, contextlib.suppress(KeyboardInterrupt):
-        print(f'[netns]\nkind = "ssh"\nhosts = {made.names!r}\nssh_config = "{made.config}"\npython = "{sys.executable}"')
+        print(
+            f'[netns]\nkind = "ssh"\nhosts = {made.names!r}\nssh_config = "{made.config}"\npython = "{sys.executable}"'
+        )
         while True:
             time.sleep(3600)
 
