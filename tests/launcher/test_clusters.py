@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster._ssh_link import close_links
 from launcher.cli import main
+from tests.testbed.runs import ROOT
+from tests.testbed.sshd import Sshd, client_config, skip_without, sshd
 
 
 @pytest.fixture
@@ -50,6 +56,51 @@ def test_check_of_what_cannot_be_used_fails_and_says_why(config: Path, capsys: p
     assert problems["local"] == ""
     assert "needs hosts" in problems["bad"]
     assert "there is no host of this name" in problems["off"]
+
+
+@pytest.fixture
+def lab(config: Path) -> Iterator[Sshd]:
+    """A host, and [lab] that has it."""
+    skip_without()
+    with sshd("gpu1") as server:
+        options = client_config(server.folder, [server])
+        config.write_text(
+            f'[lab]\nkind = "ssh"\nhosts = ["gpu1"]\nssh_config = "{options}"\npython = "{sys.executable}"\n'
+        )
+        yield server
+        close_links()
+
+
+def test_check_logs_in_to_hosts_and_leaves_no_trace(lab: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clusters", "lab", "--check", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["node"], row["address"], row["problem"]) == ("gpu1", "127.0.0.1", "")
+    assert row["python"] == platform.python_version()
+    assert list(lab.home.iterdir()) == []
+
+
+def test_dry_run_shows_what_hosts_would_run_and_leaves_no_trace(
+    lab: Sshd, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with config.open("a") as file:
+        file.write("shared = true\n")
+    store = str(config.parent / "store")
+    assert main(["recipes/quickstart.py", "--cluster", "lab", "--store", store, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert f"cd {ROOT} &&" in out
+    assert f"{lab.home}/.local/state/fglaunch/work/quickstart-" in out
+    assert "no GPU on the nodes" in err
+    assert list(lab.home.iterdir()) == []
+
+
+def test_more_nodes_than_hosts_are_refused_in_one_line(
+    lab: Sshd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["recipes/quickstart.py", "--cluster", "lab", "--nodes", "2", "--store", "s3://bucket", "--dry-run"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == ("fglaunch: 2 nodes are asked for, and there are 1: see hosts in clusters.toml\n")
 
 
 def test_unknown_cluster_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
