@@ -267,9 +267,8 @@ class FakeCluster:
         """See `Cluster`."""
         self._answering(node)
 
-    def rendezvous_node(self, run: str) -> Node:
+    def rendezvous_node(self, run: str) -> None:
         """See `Cluster`."""
-        return self.nodes(run, 1)[0]
 
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
         """See `Cluster`."""

@@ -148,7 +148,7 @@ def test_code_is_sent_once_and_a_change_alone_after_that(
     before = Path(first.project).resolve()
     capsys.readouterr()
     prepared(server, project)
-    assert ", 0 sent" in capsys.readouterr().err
+    assert "sent" not in capsys.readouterr().err
     (project / "code.py").write_text("VERSION = 2\n")
     second = prepared(server, project)
     assert ", 1 sent" in capsys.readouterr().err
@@ -214,7 +214,9 @@ def test_host_that_does_not_answer_is_passed_over_where_there_are_others(server:
 
 def test_rendezvous_may_have_a_host_of_its_own(server: Sshd, project: Path) -> None:
     cluster = connect(server, project, hosts=["other"], rendezvous="gpu1")
-    assert cluster.rendezvous_node("run").name == "gpu1"
+    node = cluster.rendezvous_node("run")
+    assert node is not None
+    assert node.name == "gpu1"
 
 
 def test_unanswered_start_is_unreachable_and_no_plain_error(server: Sshd, project: Path) -> None:
@@ -255,7 +257,7 @@ def test_environment_is_made_from_the_lock_once_for_all_nodes(
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(cluster.make_ready, nodes))
     said = capsys.readouterr().err
-    assert said.count(" made in ") == said.count(" is there") == 1
+    assert said.count(" made in ") == 1
     for node in nodes:
         script = "import sys, tiny; print(tiny.WHO, sys.prefix)"
         assert cluster.start(node, Command("agent", (node.python, "-c", script), {})).wait(30) == 0
