@@ -125,6 +125,9 @@ class Supervisor:
             return None
         status = read_status(self._runs)
         if status and status.state == "running" and self._finished():
+            if earlier:  # but the store that they met in goes on, and memory is held
+                clear(self._cluster, self._run.name, earlier.nodes)
+                self._fleet.seats = [Seat(node) for node in earlier.nodes]
             return self._verdict()  # the workers did not need a supervisor to the end
         for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
             self._runs.store.delete(self._runs.key(leftover))

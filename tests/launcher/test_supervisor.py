@@ -294,8 +294,11 @@ def test_run_that_finished_without_a_supervisor_is_finished() -> None:
     for _ in range(300):
         scene.clock.sleep(0.2)
     assert scene.cluster.running("agent") == []
+    assert len(scene.cluster.running("rendezvous")) == 1
     assert scene.supervise().state == "finished"
     assert len(scene.cluster.started("agent")) == 2
+    assert scene.cluster.running("rendezvous") == []
+    assert len(scene.cluster.started("forget")) == 2  # what the nodes' memory held is freed
 
 
 def test_agents_of_another_world_are_killed_before_the_run_goes_on() -> None:
