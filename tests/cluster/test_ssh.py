@@ -175,6 +175,17 @@ def test_program_that_runs_keeps_the_code_it_began_with(server: Sshd, project: P
     assert "/code/" in module  # as this machine has it, and not what happens to be installed there
 
 
+def test_shared_folders_are_used_as_they_are(server: Sshd, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = connect(server, project, shared=True)
+    node = cluster.nodes("shared", 1)[0]
+    cluster.make_ready(node)
+    assert node.project == str(project)
+    assert capsys.readouterr().err == ""
+    script = "import os; print(os.getcwd(), os.environ.get('PYTHONPATH'))"
+    assert cluster.start(node, Command("agent", (sys.executable, "-c", script), {})).wait(30) == 0
+    assert cluster.read(node, "agent.log", 0).decode().split() == [str(project), "None"]
+
+
 def test_damaged_copy_of_the_code_is_not_used(server: Sshd, project: Path) -> None:
     (project / "code.py").write_text("DAMAGED = 1\n")
     first = prepared(server, project)
