@@ -207,6 +207,7 @@ class Rendezvous(RendezvousHandler):
         self._watch = Watch(settings, alarm)
         self.noticed = time.time()
         """When the agent noticed that the last round is over (Unix seconds); at first, when it started."""
+        self._stopped = self.noticed
         self.left = False
         """Whether the last workers were asked to leave, and did."""
 
@@ -225,11 +226,11 @@ class Rendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """See base class; workers are told their round, and when what happened, by the environment."""
-        stopped = time.time()
+        self._stopped = time.time()
         self._watch.work_in(None)
         meeting = self._take_part()
         self._watch.work_in(meeting.round)
-        tell_workers(meeting, noticed=self.noticed, stopped=stopped, met=time.time())
+        tell_workers(meeting, noticed=self.noticed, stopped=self._stopped, met=time.time())
         rank = next(m.rank for m in meeting.members if m.id == self._settings.me.id)
         say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}")
         return RendezvousInfo(
@@ -257,8 +258,9 @@ class Rendezvous(RendezvousHandler):
             now = time.monotonic()
             if meeting.members != seen:
                 seen, since = meeting.members, now
-            if any(m.id == me.id for m in meeting.waiting):  # a spare waits as long as it takes
+            if any(m.id == me.id for m in meeting.waiting):  # a spare waits as long as it takes: that is no loss
                 deadline = now + _JOIN_S
+                self.noticed = self._stopped = time.time()
             if now > deadline:
                 raise RendezvousTimeoutError(f"fewer than {seats.least} nodes within {_JOIN_S:g} s")
             quiet = now - since >= self._settings.last_call_s
