@@ -25,11 +25,12 @@ def main() -> int:
     """Run an agent on this process's arguments; returns the exit code."""
     starter = os.environ.get("FGLAUNCH_STARTER_PID")
     die_with_parent(signal.SIGTERM, parent=int(starter) if starter else None)
+    again = os.environ.get("FGLAUNCH_AGENT_PID") == str(os.getpid())  # see `elastic`: the same life of the node
     os.environ["FGLAUNCH_AGENT_PID"] = str(os.getpid())
     _reap()
     store, run, folder = sys.argv[-3:]
     try:
-        departure = Departure(Path(folder), node_name(folder))
+        departure = Departure(Path(folder), node_name(folder), again=again)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         return 2

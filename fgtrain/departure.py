@@ -23,20 +23,24 @@ try elsewhere goes on from there. Source: sysexits.h, EX_TEMPFAIL."""
 NODE = "FGLAUNCH_NODE"
 """In an agent's environment: its node's name in the run."""
 
+ENDED = b"."
+"""What an agent tells its attendant when it ends; the pipe also closes where it is killed, or begins anew in place."""
+
 _ATTENDANT_END_S = 12.0
 
 
 class Departure:
     """What a node's agent knows of its end, and how it passes signals on."""
 
-    def __init__(self, folder: Path, node: str) -> None:
-        """Begin a new life: what earlier ones were told is void.
+    def __init__(self, folder: Path, node: str, *, again: bool = False) -> None:
+        """Begin a new life, in which what earlier ones were told is void; or the same one `again`.
 
         Raises:
             UserError: $FGLAUNCH_NOTICES makes no sense.
         """
         self.flag = Flag(folder)
-        self.flag.lower()
+        if not again:
+            self.flag.lower()
         self._sources: list[Source] = notices.find(notices.this_machine(node))
         signal.signal(signal.SIGUSR1, self._take)
 
@@ -61,7 +65,9 @@ def attended(store: str, run: str, folder: str, node: str) -> Iterator[None]:
             yield
         finally:
             assert attendant.stdin is not None
-            attendant.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                attendant.stdin.write(ENDED)
+                attendant.stdin.close()
             try:
                 attendant.wait(_ATTENDANT_END_S)
             except subprocess.TimeoutExpired:

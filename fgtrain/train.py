@@ -93,7 +93,7 @@ def train(
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
-    pulse.begun(attempt.attempt)
+    pulse.begun(attempt.attempt, attempt.step)
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
     saver = Saver(

@@ -43,6 +43,7 @@ def call(args: argparse.Namespace) -> int:
     world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster = find_cluster(cluster_name, Path(run.cwd))
+    foreground.check_store(runs.store, cluster_name, cluster)
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
@@ -54,7 +55,7 @@ def call(args: argparse.Namespace) -> int:
         runs.write(supervision.KEY, settings)
     if args.from_step is not None:
         if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
-            clear(cluster, earlier.nodes)
+            clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from cluster import Command, Node
+from cluster import Cluster, Command, Node
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
@@ -32,6 +32,7 @@ def call(args: argparse.Namespace) -> int:
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
+    foreground.check_store(store, cluster_name, cluster)
     run = prepare.begin_from(run, store, args.init_from, args.init_skip)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
@@ -42,7 +43,7 @@ def call(args: argparse.Namespace) -> int:
         say(note)
     if args.dry_run:
         nodes = foreground.usable_nodes(RunStore(store, run.name), cluster_name, cluster, world)
-        print("\n".join(dry_run(run, store, nodes, world, args.port)))
+        print("\n".join(dry_run(run, store, cluster, nodes, world, args.port)))
         return 0
     runs = prepare.register(run, store)
     runs.write(supervision.KEY, settings)
@@ -52,7 +53,9 @@ def call(args: argparse.Namespace) -> int:
     return foreground.supervise_here(run, runs, cluster_name, world, args.port)
 
 
-def dry_run(run: RunFile, store: Store, nodes: Sequence[Node], world: World, port: int | None) -> list[str]:
+def dry_run(
+    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
+) -> list[str]:
     """Return the plan and the command of every node, as lines."""
     plan = run.plan
     lines = [
@@ -68,10 +71,10 @@ def dry_run(run: RunFile, store: Store, nodes: Sequence[Node], world: World, por
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    meeting = port or "FREE_PORT"
-    commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
-    for number, node in enumerate(nodes):
-        command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
+    where, meeting = cluster.rendezvous_node(run.name) or nodes[0], port or "FREE_PORT"
+    commands = [(where, rendezvous_command(where, meeting))]
+    for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
+        command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
     return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
 
