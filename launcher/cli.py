@@ -20,6 +20,7 @@ COMMANDS = {
     "stop": "stop a run; it can be resumed",
     "resume": "go on with a run from its newest snapshot, or an older one",
     "snapshots": "list, verify, prune, export and compare snapshots",
+    "rehearse": "replay a spot trace against a recipe, and say what it would come to",
     "samples": "print which samples the committed steps of a run saw",
     "data": "fetch data sets",
     "doctor": "check this machine",
@@ -73,6 +74,7 @@ def parser(command: str | None = None) -> Parser:
         "stop": _add_run_name,
         "resume": _add_resume,
         "snapshots": _add_snapshots,
+        "rehearse": _add_rehearse,
         "samples": _add_run_name,
         "data": _add_data,
         "doctor": lambda p: None,
@@ -84,7 +86,7 @@ def parser(command: str | None = None) -> Parser:
         if command not in (None, name):
             continue
         adders[name](p)
-        if name in ("show", "ps", "samples", "doctor"):
+        if name in ("show", "ps", "samples", "doctor", "rehearse"):
             _add_json(p)
         if name not in ("show", "data", "completion", "snapshots"):
             _add_store(p)
@@ -199,6 +201,27 @@ def _add_export(p: argparse.ArgumentParser) -> None:
 def _add_diff(p: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         p.add_argument(name, metavar=f"{name.upper()}", help="RUN or RUN@STEP")
+
+
+def _add_rehearse(p: argparse.ArgumentParser) -> None:
+    _add_recipe(p)
+    p.add_argument("--trace", metavar="FILE", help="Bamboo's form (ms,add|remove,node) or JSON counts per tick")
+    p.add_argument(
+        "--nodes", default="2", metavar="N", help="of the run; MIN:MAX with --simulate (default: %(default)s)"
+    )
+    p.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs a node (default: %(default)s)")
+    p.add_argument("--speed", type=float, metavar="X", help="how much faster than the trace (default: 60)")
+    p.add_argument("--hours", type=float, metavar="H", help="the trace's first hours only")
+    p.add_argument(
+        "--notice", type=float, default=0.0, metavar="S", help="seconds from a notice to the loss (default: 0)"
+    )
+    p.add_argument("--simulate", action="store_true", help="start nothing: model it, at the trace's own pace")
+    p.add_argument("--costs-from", metavar="RUN", help="... with what this run measured")
+    p.add_argument(
+        "--mtbf-hours", type=float, metavar="H", help="instead of a trace: how long a node lasts, on average"
+    )
+    p.add_argument("--away", type=float, default=10.0, metavar="MIN", help="... until it is replaced (default: 10)")
+    p.add_argument("--price", type=float, metavar="P", help="of a node hour (default: what clusters.toml says)")
 
 
 def _add_data(p: argparse.ArgumentParser) -> None:

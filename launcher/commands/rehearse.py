@@ -1,0 +1,225 @@
+"""`fglaunch rehearse RECIPE --trace FILE`: a spot trace replayed against real agents, or modelled."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from fgtrain.errors import UserError
+from fgtrain.plan import World
+from fgtrain.recipe import Recipe
+from fgtrain.runstore import RunFile, RunStore
+from fgtrain.stores import open_store
+from launcher import foreground, prepare
+from launcher.clusters import choose, terms_of, work_root
+from launcher.display import make_display
+from launcher.events import Event, decode_events
+from launcher.foreground import say
+from launcher.recipe_file import load
+from launcher.rehearse import live, report, traces
+from launcher.rehearse.costs import Costs, measured
+from launcher.rehearse.slots import Moves, places
+from launcher.status import existing_run, read_status
+
+_HOUR_S = 3600.0
+_DEFAULT_SPEED = 60.0
+
+
+class Piece(NamedTuple):
+    """What is played: the trace at the pace it is played at, and what that comes to for the run's places."""
+
+    trace: traces.Trace
+    moves: list[Moves]
+    least: int
+    most: int
+
+
+def call(args: argparse.Namespace) -> int:
+    """Run the command."""
+    check(args)
+    trace = find_trace(args)
+    return simulated(args, trace) if args.simulate else replayed(args, trace)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option in ("speed", "hours", "mtbf_hours"):
+        value = getattr(args, option)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0")
+    if not 0 <= args.notice < float("inf"):
+        raise UserError(f"--notice {args.notice:g}: seconds, 0 or more")
+    if (args.trace is None) == (args.mtbf_hours is None):
+        raise UserError("--trace FILE or --mtbf-hours H (nodes lost at random): one of them")
+    if args.mtbf_hours is not None and args.hours is None:
+        raise UserError("--mtbf-hours: say with --hours for how long")
+    if not args.simulate and args.costs_from:
+        raise UserError("--costs-from: only with --simulate; a rehearsal measures for itself")
+    if args.simulate and args.speed:
+        raise UserError("--speed: only without --simulate; the model is as quick as it is")
+
+
+def find_trace(args: argparse.Namespace) -> traces.Trace:
+    """Return the trace asked for, at its own pace.
+
+    Raises:
+        UserError
+    """
+    if args.trace is None:
+        nodes = bounds(args.nodes)[1]
+        trace = traces.random_trace(nodes, args.mtbf_hours * _HOUR_S, args.away * 60, args.hours * _HOUR_S)
+    else:
+        trace = traces.read_trace(Path(args.trace))
+    return traces.first(trace, args.hours * _HOUR_S) if args.hours else trace
+
+
+def bounds(nodes: str) -> tuple[int, int]:
+    """Return the fewest and the most nodes that `--nodes N` or `--nodes MIN:MAX` allows.
+
+    Raises:
+        UserError: it is neither.
+    """
+    words = nodes.split(":")
+    if len(words) > 2 or not all(w.isascii() and w.isdigit() for w in words):
+        raise UserError(f"--nodes {nodes}: a number of nodes, or MIN:MAX")
+    least, most = int(words[0]), int(words[-1])
+    if not 1 <= least <= most:
+        raise UserError(f"--nodes {nodes}: at least 1, and MIN not above MAX")
+    return least, most
+
+
+def piece(trace: traces.Trace, nodes: str, speed: float, notice_s: float) -> Piece:
+    """Compress a trace, let notices take nodes away early, and fill the run's places.
+
+    Raises:
+        UserError: there are never enough nodes.
+    """
+    least, most = bounds(nodes)
+    played = traces.noticed(traces.faster(trace, speed), notice_s)
+    if not traces.availability(played, least):
+        raise UserError(f"--nodes {nodes}: the trace never has {least} nodes at once; ask for fewer")
+    return Piece(played, places(played, most), least, most)
+
+
+def simulated(args: argparse.Namespace, trace: traces.Trace) -> int:
+    """Model the run on the trace at its own pace."""
+    recipe = load(args.recipe, args.overrides)
+    found = piece(trace, args.nodes, 1.0, args.notice)
+    costs = costs_from(args.costs_from, args.store) if args.costs_from else Costs()
+    if not args.costs_from:
+        say("--costs-from RUN takes what a run of yours measured; without it, defaults are assumed")
+    policy = report.policy_of(recipe.snapshots, noticed=args.notice > 0, step_s=costs.step_at(found.most))
+    lines = report.modelled(found.moves, found.trace.end_s, costs, policy, found.least)
+    told = report.report(list(lines), costs, found.moves, found.trace.end_s, 1.0, price(args))
+    tell(args, told, trace)
+    return 0
+
+
+def costs_from(name: str, store: str | None) -> Costs:
+    """Return what the run of this name measured.
+
+    Raises:
+        UserError: there is no such run, or it has not come to a step here.
+    """
+    runs = RunStore(open_store(store or prepare.default_store()), name)
+    run, status = existing_run(runs), read_status(runs)
+    events: list[Event] = []
+    for folder in foreground.node_folders(runs):
+        with contextlib.suppress(FileNotFoundError):
+            events += decode_events((folder / "events.jsonl").read_bytes())
+    found = measured(events, run.world.gpus, begun_s=run.created)
+    if status is None or not any(e["event"] == "step" for e in events):
+        raise UserError(f"--costs-from {name}: no event of this run is on this machine; name one that trained here")
+    return found
+
+
+def replayed(args: argparse.Namespace, trace: traces.Trace) -> int:
+    """Play the trace to a real run."""
+    speed = args.speed or _DEFAULT_SPEED
+    found = piece(trace, args.nodes, speed, args.notice)
+    if found.least != found.most:
+        raise UserError(f"--nodes {args.nodes}: only with --simulate; a real rehearsal has a fixed number of nodes")
+    world = World(found.most, args.gpus)
+    with _stage(args) as (store, work):
+        run, notes = prepare.prepare(args.recipe, args.overrides, world, None)
+        cluster = live.scratch_cluster(work)
+        notes += foreground.check_start(run, cluster, world, None)
+        opened = open_store(store)
+        notes += prepare.try_store(opened)
+        foreground.make_ready(run.name, cluster, world)
+        for note in notes:
+            say(note)
+        say(f"rehearsal: {found.trace.end_s:,.0f} s, {speed:g} times as fast as the trace")
+        rehearsed = _play(args, run, prepare.register(run, opened), world, found, work)
+    told = report.report(
+        list(_lines(rehearsed, run.recipe, found, trace, args)),
+        rehearsed.costs,
+        found.moves,
+        rehearsed.took_s,
+        speed,
+        price(args),
+    )
+    tell(args, told, trace)
+    if rehearsed.outcome.state == "failed":
+        say(f"the run failed: {rehearsed.outcome.message}")
+        return 1
+    return 130 if rehearsed.outcome.exit_code == 130 else 0
+
+
+def _play(
+    args: argparse.Namespace, run: RunFile, runs: RunStore, world: World, found: Piece, work: Path
+) -> live.Rehearsed:
+    display = make_display()
+    try:
+        cluster = live.scratch_cluster(work)
+        return live.rehearse(run, runs, cluster, world, found.moves, found.trace.end_s, args.notice, display)
+    finally:
+        display.close()
+
+
+@contextlib.contextmanager
+def _stage(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield where the run is kept and works: a store that was named, else a folder that goes again."""
+    if args.store:
+        yield args.store, work_root()
+        return
+    with tempfile.TemporaryDirectory(prefix="fglaunch-rehearsal-", ignore_cleanup_errors=True) as folder:
+        yield f"file://{folder}/store", Path(folder) / "work"
+
+
+def _lines(
+    rehearsed: live.Rehearsed, recipe: Recipe, found: Piece, trace: traces.Trace, args: argparse.Namespace
+) -> Iterator[report.Line]:
+    yield report.Line("this rehearsal", rehearsed.account)
+    costs, noticed = rehearsed.costs, args.notice > 0
+    policy = report.policy_of(recipe.snapshots, noticed=noticed, step_s=costs.step_at(found.most))
+    yield from report.modelled(found.moves, rehearsed.took_s, costs, policy, found.least, name="model of it")
+
+
+def price(args: argparse.Namespace) -> float | None:
+    """Return what a node costs an hour, where that is known."""
+    if args.price is not None:
+        return float(args.price)
+    prices = terms_of(choose(None)).prices
+    return prices.spot if prices else None
+
+
+def tell(args: argparse.Namespace, told: report.Report, trace: traces.Trace) -> None:
+    """Print a report."""
+    found = traces.statistics(trace)
+    if args.json:
+        print(json.dumps(report.as_json(told, found), indent=1))
+        return
+    Console().print(report.table(told))
+    print("\n".join(report.sentences(told, found)))
