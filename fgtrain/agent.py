@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 
+from fgtrain import lease
 from fgtrain.lifeline import die_with_parent
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     """Run torchrun on this process's arguments."""
     starter = os.environ.get("FGLAUNCH_STARTER_PID")
     die_with_parent(signal.SIGTERM, parent=int(starter) if starter else None)
+    lease.watch()
     os.environ["FGLAUNCH_AGENT_PID"] = str(os.getpid())
     from torch.distributed.run import main as torchrun
 

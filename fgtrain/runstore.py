@@ -3,6 +3,8 @@
 runs/<run>/run.json                      recipe, plan, digests: written once, by create
 runs/<run>/status.json                   last word of the supervisor
 runs/<run>/stop                          present: someone asked the run to stop
+runs/<run>/limits.json                   what the run may cost at most
+runs/<run>/spend.json                    what it has cost so far
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
 runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
 runs/<run>/manifests/<step>-<attempt>    one committed snapshot

@@ -130,6 +130,14 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         help="... but leave the tensors of these names fresh, for example 'fc.*'",
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and every command line; start nothing")
+    _add_limits(p)
+
+
+def _add_limits(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--max-cost", type=float, metavar="X", help="stop when the nodes have cost so much")
+    p.add_argument("--max-hours", type=float, metavar="H", help="stop after so many hours")
+    p.add_argument("--max-idle", type=float, metavar="H", help="stop after so many hours without a step")
+    p.add_argument("--deadline", metavar="T", help="say when it will be missed: 2026-11-22T08:00, or 12h from now")
 
 
 def _add_show(p: argparse.ArgumentParser) -> None:
@@ -152,6 +160,7 @@ def _add_resume(p: argparse.ArgumentParser) -> None:
     _add_world(p, None, None)
     p.add_argument("--from", type=int, dest="from_step", metavar="STEP", help="set aside all snapshots newer than this")
     p.add_argument("--as-recorded", action="store_true", help="use the recorded recipe even if its file has changed")
+    _add_limits(p)
 
 
 def _add_snapshots(p: argparse.ArgumentParser) -> None:

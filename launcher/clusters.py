@@ -6,8 +6,8 @@
     kind = "ssh"               # a backend: a module of `cluster`
     hosts = ["gpu1", "gpu2"]   # the rest is the backend's own
 
-Any entry may also have prices and a lease: see `launcher.money`. A backend that needs no settings (`local`) can be named
-without an entry.
+Any entry may also have prices and a lease: see `launcher.money`. A backend that needs no settings (`local`) can be
+named without an entry.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Cluster, kinds, open_cluster
+from fgtrain import lease
 from fgtrain.errors import UserError
 from launcher import money
 
@@ -84,3 +85,14 @@ def terms_of(name: str) -> money.Terms:
         UserError: they make no sense.
     """
     return money.read_terms(entries(read_config()).get(name, {}), f"{config_file()}: [{name}]")
+
+
+def prices_on(name: str, cluster: Cluster) -> money.Prices | None:
+    """Return what an hour of a cluster's nodes costs: what `clusters.toml` says, else what its backend knows."""
+    return money.prices_of(terms_of(name), cluster)
+
+
+def lease_on(name: str, cluster: Cluster, store: str, run: str) -> dict[str, str]:
+    """Return the environment by which a run's nodes end their work when nobody supervises it any more."""
+    lease_s = money.lease_of(terms_of(name), lasting=cluster.lasting)
+    return {} if lease_s is None else lease.variables(lease_s, store, run)

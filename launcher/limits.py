@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 from collections.abc import Callable
@@ -40,33 +41,39 @@ def parse_deadline(text: str, now: float) -> float:
     return at
 
 
-def limits_of(
-    max_cost: float | None, max_hours: float | None, deadline: str | None, max_idle: float | None, now: float
-) -> Limits:
+def asked(args: argparse.Namespace) -> Limits:
     """Return the limits that the options say.
 
     Raises:
         UserError: one is no amount.
     """
-    for option, value in (("--max-cost", max_cost), ("--max-hours", max_hours), ("--max-idle", max_idle)):
+    for option in ("max_cost", "max_hours", "max_idle"):
+        value = getattr(args, option)
         if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{option} {value:g}: must be above 0")
-    until = parse_deadline(deadline, now) if deadline else None
-    return Limits(max_cost=max_cost, max_hours=max_hours, deadline=until, max_idle_hours=max_idle)
+            raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0")
+    until = parse_deadline(args.deadline, time.time()) if args.deadline else None
+    return Limits(max_cost=args.max_cost, max_hours=args.max_hours, deadline=until, max_idle_hours=args.max_idle)
 
 
-def set_limits(runs: RunStore, asked: Limits, prices: Prices | None) -> None:
-    """Record the limits asked for beside those that a run has, unless it is beyond them already.
+def check_priced(asked: Limits, prices: Prices | None) -> None:
+    """Refuse to limit money where no price is known.
 
     Raises:
-        UserError: it is, or money is limited where no price is known.
+        UserError
     """
     if asked.max_cost is not None and prices is None:
         raise UserError("--max-cost: no price is known; set price_per_node_hour for the cluster in clusters.toml")
+
+
+def set_limits(runs: RunStore, asked: Limits) -> None:
+    """Record the limits asked for beside those that a run has, unless it is beyond them already.
+
+    Raises:
+        UserError: it is.
+    """
     old = read_limits(runs)
     new = msgspec.structs.replace(old, **{k: v for k, v in msgspec.structs.asdict(asked).items() if v is not None})
-    spend = read_spend(runs)
-    if reason := exceeded(msgspec.structs.replace(new, max_idle_hours=None), spend):
+    if reason := exceeded(msgspec.structs.replace(new, max_idle_hours=None), read_spend(runs)):
         raise UserError(f"{reason}; say a higher one to go on")
     if new != old:
         runs.write("limits.json", new)

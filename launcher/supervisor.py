@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 import msgspec
@@ -16,7 +16,9 @@ from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
 from launcher import engine, failures, hardware
+from launcher.clusters import lease_on, prices_on
 from launcher.events import Event, decode_events, whole_lines
+from launcher.limits import Meter
 from launcher.status import HEARTBEAT_S, Status, process_token
 
 _POLL_S = 0.1
@@ -60,6 +62,9 @@ class Supervisor:
         self._interrupted = False
         self._told: list[Failure] = []  # by workers that could not reach the store
         self._next_poll = self._next_heartbeat = 0.0
+        self._lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
+        prices = prices_on(cluster_name, cluster)
+        self._meter = Meter(runs, prices, run.plan.steps, lambda text: show({"event": "note", "text": text}))
 
     def supervise(self) -> Outcome:
         """Run to the end. Nothing that was started is left running."""
@@ -91,12 +96,13 @@ class Supervisor:
     def _start(self) -> None:
         port = self._port or self._cluster.free_port(self._nodes[0])
         self._endpoint = f"{self._nodes[0].address}:{port}"
-        self._rendezvous = self._cluster.start(self._nodes[0], rendezvous_command(self._nodes[0], port))
+        self._rendezvous = self._cluster.start(self._nodes[0], rendezvous_command(self._nodes[0], port, self._lease))
         for number, node in enumerate(self._nodes):
             self._start_agent(number, node)
 
     def _start_agent(self, number: int, node: Node) -> None:
         command = agent_command(self._run, self._runs.store.url, self._world, number, node, self._endpoint)
+        command = command._replace(env={**command.env, **self._lease})
         self._agents[node.name] = self._cluster.start(node, command)
 
     def _processes(self) -> Iterator[Process]:
@@ -181,6 +187,8 @@ class Supervisor:
         try:
             if self._runs.exists("stop"):
                 return Outcome("stopped", 0, "stopped on request")
+            if limit := self._meter.tick(len(self._nodes), self._step):
+                return Outcome("stopped", 1, limit)
             if now >= self._next_heartbeat:
                 self._heartbeat("running")
             attempts = [a for a in self._runs.read_all("attempts", Attempt) if a.started >= self._begun]
@@ -233,9 +241,9 @@ class Supervisor:
         self._runs.write("status.json", status)
 
 
-def rendezvous_command(node: Node, port: int | str) -> Command:
+def rendezvous_command(node: Node, port: int | str, env: Mapping[str, str] | None = None) -> Command:
     """Return what to start on the first node, for the agents to meet in."""
-    return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
+    return Command("rendezvous", engine.rendezvous_argv(node.python, port), env or {})
 
 
 def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:

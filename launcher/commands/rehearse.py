@@ -116,7 +116,7 @@ def simulated(args: argparse.Namespace, trace: traces.Trace) -> int:
     """Model the run on the trace at its own pace."""
     recipe = load(args.recipe, args.overrides)
     found = piece(trace, args.nodes, 1.0, args.notice)
-    costs = costs_from(args.costs_from, args.store) if args.costs_from else Costs()
+    costs = costs_from(args.costs_from, args.store) if args.costs_from else Costs(step={found.most: 1.0})
     if not args.costs_from:
         say("--costs-from RUN takes what a run of yours measured; without it, defaults are assumed")
     policy = report.policy_of(recipe.snapshots, noticed=args.notice > 0, step_s=costs.step_at(found.most))

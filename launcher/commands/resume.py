@@ -18,8 +18,8 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, prepare
-from launcher.clusters import choose, find_cluster
+from launcher import foreground, limits, prepare
+from launcher.clusters import choose, find_cluster, prices_on
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
@@ -44,10 +44,13 @@ def call(args: argparse.Namespace) -> int:
     )
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster = find_cluster(cluster_name, Path(run.cwd))
+    asked = limits.asked(args)
+    limits.check_priced(asked, prices_on(cluster_name, cluster))
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
     foreground.make_ready(run.name, cluster, world)
+    limits.set_limits(runs, asked)
     for note in notes:
         say(note)
     if args.from_step is not None:

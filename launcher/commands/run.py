@@ -12,8 +12,8 @@ from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, share
 from fgtrain.runstore import RunFile
 from fgtrain.stores import Store, open_store
-from launcher import foreground, prepare
-from launcher.clusters import choose, find_cluster
+from launcher import foreground, limits, prepare
+from launcher.clusters import choose, find_cluster, prices_on
 from launcher.foreground import say
 from launcher.supervisor import agent_command, rendezvous_command
 
@@ -23,10 +23,12 @@ _SHOWN = 6  # evaluations named by --dry-run
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     world = World(args.nodes, args.gpus)
+    asked = limits.asked(args)
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
     cluster = find_cluster(cluster_name, Path.cwd())
+    limits.check_priced(asked, prices_on(cluster_name, cluster))
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
@@ -42,6 +44,7 @@ def call(args: argparse.Namespace) -> int:
         print("\n".join(dry_run(run, store, cluster, world, args.port)))
         return 0
     runs = prepare.register(run, store)
+    limits.set_limits(runs, asked)
     adopt(run, runs)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)

@@ -15,7 +15,7 @@ from launcher.rehearse.account import Stretch, overlap, stretches
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds that things take. The defaults are those of a middling model on a middling cluster.
+    """Seconds that things take. The defaults are a guess: a middling model on a middling cluster.
 
     step: of an optimizer step, by nodes; what is not listed is scaled from the nearest, as if work were shared without
     loss. stall: that training waits for a snapshot to the store; latency: from there to its commit; drag: the share of
@@ -83,21 +83,35 @@ def _median(values: Sequence[float], default: float) -> float:
 
 
 def step_seconds(events: Sequence[Event]) -> dict[int, float]:
-    """Return the median seconds of a step, by ranks; what lies around an evaluation or a snapshot is left out."""
+    """Return the seconds of a step by ranks: the median away from snapshots, and its share of the evaluations."""
     found: dict[int, list[float]] = defaultdict(list)
+    evaluated: dict[int, list[tuple[float, int]]] = defaultdict(list)  # seconds and steps up to an evaluation's end
     last: Event | None = None
     world = 0
     for event in sorted(events, key=lambda e: float(e.get("time", 0.0))):
         match event["event"]:
             case "attempt":
                 world, last = int(event["world"]), None
-            case "evaluation" | "snapshot":
+            case "snapshot":
+                last = None
+            case "evaluation":
+                if last is not None:
+                    evaluated[world].append((event["time"] - last["time"], event["step"] - last["step"]))
                 last = None
             case "step":
                 if last is not None and event["step"] > last["step"]:
                     found[world].append((event["time"] - last["time"]) / (event["step"] - last["step"]))
                 last = event
-    return {world: median(times) for world, times in found.items()}
+    return {w: _with_evaluations(median(times), evaluated[w], _steps(events, w)) for w, times in found.items()}
+
+
+def _with_evaluations(step_s: float, evaluated: Sequence[tuple[float, int]], steps: int) -> float:
+    extra = sum(max(0.0, seconds - count * step_s) for seconds, count in evaluated)
+    return step_s + extra / max(1, steps)
+
+
+def _steps(events: Sequence[Event], world: int) -> int:
+    return sum(r.last - r.first for r in stretches(events) if r.world == world)
 
 
 def young_daly_s(costs: Costs, running_s: float, failures: int) -> float:
