@@ -95,7 +95,7 @@ def play(job: Job, spot: Sequence[bool], tick_s: float, *, only: Capacity | None
     holds = Capacity.NONE
     paid = {Capacity.SPOT: 0.0, Capacity.ON_DEMAND: 0.0, Capacity.NONE: 0.0}
     tick = 0
-    while tick < len(spot) or (holds is not Capacity.NONE or only is None):
+    while tick < len(spot) or only is not Capacity.SPOT:
         here = tick < len(spot) and spot[tick]
         if holds is Capacity.SPOT and not here:
             holds = Capacity.NONE

@@ -68,7 +68,7 @@ class Run:
             self._restart += ready - self._now
             if to_s > ready:
                 self._begin(ready)
-                self._train(to_s - ready)
+                self._train(ready, to_s - ready)
         self._now = to_s
 
     def _begin(self, at_s: float) -> None:
@@ -77,9 +77,9 @@ class Run:
             self._attempts += 1
             self._since = at_s if self._since is None else self._since
 
-    def _train(self, seconds: float) -> None:
+    def _train(self, at_s: float, seconds: float) -> None:
         step_s = self._costs.step_at(len(self._here))
-        period_s, every = self._period_s(), self._memory_steps(step_s)
+        period_s, every = self._period_s(at_s), self._memory_steps(step_s)
         rate = self._rate(step_s, period_s, every)
         began = self._done
         self._done = _further(began, rate * seconds, step_s)
@@ -92,10 +92,12 @@ class Run:
                 self._kept = _further(began, rate * copied, step_s)
                 self._ring, self._gone = self._here.copy(), set()
 
-    def _period_s(self) -> float:
+    def _period_s(self, at_s: float) -> float:
         if self._policy.interval_s is not None:
             return self._policy.interval_s
-        return young_daly_s(self._costs, self._now - (self._since or 0.0), max(0, self._attempts - 1))
+        return young_daly_s(
+            self._costs, at_s - (self._since if self._since is not None else at_s), max(0, self._attempts - 1)
+        )
 
     def _memory_steps(self, step_s: float) -> int:
         if not self._policy.memory:

@@ -6,9 +6,9 @@ its node, the spare that has waited longest takes over at once.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
+from itertools import islice
 from typing import NamedTuple
 
 from launcher.rehearse.traces import Trace, instants
@@ -29,28 +29,24 @@ def places(trace: Trace, count: int) -> list[Moves]:
 
 def _places(trace: Trace, count: int) -> Iterator[Moves]:
     empty = list(range(count))
-    heapify(empty)
     place: dict[str, int] = {}
-    spares: deque[str] = deque()
-    here: set[str] = set()
+    spares: dict[str, None] = {}  # in order of arrival
     for at_s, group in instants(trace):
         lost = []
         for change in group:
             if change.here:
-                here.add(change.node)
-                spares.append(change.node)
+                spares[change.node] = None
+            elif change.node in place:
+                lost.append(place.pop(change.node))
             else:
-                here.discard(change.node)
-                if change.node in place:
-                    lost.append(place.pop(change.node))
+                del spares[change.node]
         for number in lost:
             heappush(empty, number)
         filled = []
-        while empty and spares:
-            node = spares.popleft()
-            if node in here:  # else it was lost while it waited
-                place[node] = heappop(empty)
-                filled.append(place[node])
+        for node in list(islice(spares, len(empty))):
+            del spares[node]
+            place[node] = heappop(empty)
+            filled.append(place[node])
         yield Moves(at_s, tuple(lost), tuple(filled))
 
 
