@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from rich.console import Console
 
 from fgtrain.errors import UserError
 from fgtrain.plan import World
 from fgtrain.recipe import Recipe
-from fgtrain.runstore import RunFile, RunStore
+from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher import foreground, prepare
 from launcher.clusters import choose, terms_of, work_root
@@ -25,6 +26,7 @@ from launcher.foreground import say
 from launcher.recipe_file import load
 from launcher.rehearse import live, report, traces
 from launcher.rehearse.costs import Costs, measured
+from launcher.rehearse.replay import RehearsalCluster
 from launcher.rehearse.slots import Moves, places
 from launcher.status import existing_run, read_status
 
@@ -148,28 +150,14 @@ def replayed(args: argparse.Namespace, trace: traces.Trace) -> int:
     """Play the trace to a real run."""
     speed = args.speed or _DEFAULT_SPEED
     found = piece(trace, args.nodes, speed, args.notice)
-    if found.least != found.most:
-        raise UserError(f"--nodes {args.nodes}: only with --simulate; a real rehearsal has a fixed number of nodes")
-    world = World(found.most, args.gpus)
     with _stage(args) as (store, work):
-        run, notes = prepare.prepare(args.recipe, args.overrides, world, None)
-        cluster = live.scratch_cluster(work)
-        notes += foreground.check_start(run, cluster, world, None)
-        opened = open_store(store)
-        notes += prepare.try_store(opened)
-        foreground.make_ready(run.name, cluster, world)
-        for note in notes:
-            say(note)
-        say(f"rehearsal: {found.trace.end_s:,.0f} s, {speed:g} times as fast as the trace")
-        rehearsed = _play(args, run, prepare.register(run, opened), world, found, work)
-    told = report.report(
-        list(_lines(rehearsed, run.recipe, found, trace, args)),
-        rehearsed.costs,
-        found.moves,
-        rehearsed.took_s,
-        speed,
-        price(args),
-    )
+        rehearsed, recipe = _play(args, found, store, work, speed)
+    policy = report.policy_of(recipe.snapshots, noticed=args.notice > 0, step_s=rehearsed.costs.step_at(found.most))
+    lines = [
+        report.Line("this rehearsal", rehearsed.account),
+        *report.modelled(found.moves, rehearsed.took_s, rehearsed.costs, policy, found.least, name="model of it"),
+    ]
+    told = report.report(lines, rehearsed.costs, found.moves, rehearsed.took_s, speed, price(args))
     tell(args, told, trace)
     if rehearsed.outcome.state == "failed":
         say(f"the run failed: {rehearsed.outcome.message}")
@@ -178,14 +166,38 @@ def replayed(args: argparse.Namespace, trace: traces.Trace) -> int:
 
 
 def _play(
-    args: argparse.Namespace, run: RunFile, runs: RunStore, world: World, found: Piece, work: Path
-) -> live.Rehearsed:
-    display = make_display()
+    args: argparse.Namespace, found: Piece, store: str, work: Path, speed: float
+) -> tuple[live.Rehearsed, Recipe]:
+    """Prepare a run as `fglaunch RECIPE` does, and rehearse it."""
+    world = elastic_world(found.least, found.most, args.gpus)
+    run, notes = prepare.prepare(args.recipe, args.overrides, world, None)
+    stage = RehearsalCluster(work, Path.cwd(), run.name)
+    notes += foreground.check_start(run, stage, world, None)
+    opened = open_store(store)
+    notes += prepare.try_store(opened)
+    foreground.make_ready(run.name, stage, world)
+    for note in notes:
+        say(note)
+    say(f"rehearsal: {found.trace.end_s:,.0f} s, {speed:g} times as fast as the trace")
+    runs, display = prepare.register(run, opened), make_display()
     try:
-        cluster = live.scratch_cluster(work)
-        return live.rehearse(run, runs, cluster, world, found.moves, found.trace.end_s, args.notice, display)
+        ended = live.rehearse(run, runs, stage, world, found.most, found.moves, found.trace.end_s, args.notice, display)
     finally:
         display.close()
+    return ended, run.recipe
+
+
+def elastic_world(least: int, most: int, gpus: int) -> World:
+    """Return a world of `least` to `most` nodes.
+
+    Raises:
+        UserError: they differ, and this version trains on a fixed number only.
+    """
+    if least == most:
+        return World(most, gpus)
+    if "max_nodes" not in World.__struct_fields__:
+        raise UserError(f"--nodes {least}:{most}: only with --simulate; a real rehearsal has a fixed number of nodes")
+    return msgspec.convert({"nodes": least, "gpus": gpus, "max_nodes": most}, World)
 
 
 @contextlib.contextmanager
@@ -196,15 +208,6 @@ def _stage(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         return
     with tempfile.TemporaryDirectory(prefix="fglaunch-rehearsal-", ignore_cleanup_errors=True) as folder:
         yield f"file://{folder}/store", Path(folder) / "work"
-
-
-def _lines(
-    rehearsed: live.Rehearsed, recipe: Recipe, found: Piece, trace: traces.Trace, args: argparse.Namespace
-) -> Iterator[report.Line]:
-    yield report.Line("this rehearsal", rehearsed.account)
-    costs, noticed = rehearsed.costs, args.notice > 0
-    policy = report.policy_of(recipe.snapshots, noticed=noticed, step_s=costs.step_at(found.most))
-    yield from report.modelled(found.moves, rehearsed.took_s, costs, policy, found.least, name="model of it")
 
 
 def price(args: argparse.Namespace) -> float | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from cluster import Cluster
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from launcher.display import Display
@@ -44,8 +42,9 @@ class Recorder:
 def rehearse(
     run: RunFile,
     runs: RunStore,
-    cluster: Cluster,
+    stage: RehearsalCluster,
     world: World,
+    places: int,
     moves: Sequence[Moves],
     end_s: float,
     notice_s: float,
@@ -56,17 +55,18 @@ def rehearse(
     Args:
         run: what to train.
         runs: its corner of a store.
-        cluster: where; its nodes must be folders of this machine.
-        world: on how many nodes, each a place of `moves`.
+        stage: where.
+        world: on how many nodes, at least and at most.
+        places: of `moves`: the most nodes that take part.
         moves: in real seconds from the start.
         end_s: when the trace ends; the run is then asked to stop, if it has not finished.
         notice_s: real seconds from SIGTERM to the kill; 0: no notice.
         display: shows what happens.
     """
-    stage, recorder = RehearsalCluster(cluster, run.name), Recorder(display)
-    nodes = stage.nodes(run.name, world.nodes)
+    recorder = Recorder(display)
+    nodes = stage.nodes(run.name, places)
     replay = Replay(stage, nodes, moves, end_s, notice_s, at_end=lambda: runs.write("stop", {"asked": time.time()}))
-    supervisor = Supervisor(run, runs, cluster.name, stage, world, recorder, None)
+    supervisor = Supervisor(run, runs, stage.name, stage, world, recorder, None)
     replay.start()
     try:
         outcome = supervisor.supervise()
@@ -101,10 +101,3 @@ def newest_step(runs: RunStore) -> int:
     """Return the step of the newest committed snapshot; 0 if there is none."""
     names = runs.manifest_names()
     return int(names[-1].partition("-")[0]) if names else 0
-
-
-def scratch_cluster(folder: Path) -> Cluster:
-    """Return this machine as a cluster whose working folders are below `folder`."""
-    from cluster import open_cluster
-
-    return open_cluster("local", {}, Path.cwd(), folder)

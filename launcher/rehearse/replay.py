@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from cluster import Cluster, Command, Node, Process
+from cluster import Command, Node, Process
+from cluster.local import LocalCluster
 from fgtrain.snapshot.memory import forget, memory_folders
 from launcher.rehearse.slots import Moves
 
-_STAYS = ("rendezvous", "forget")  # what a run would not keep on a node that may be lost
+_AWAITED = "agent"  # whatever else a run starts (rendezvous, checks) does not come and go with a node
 _POLL_S = 0.05
 
 
@@ -64,49 +65,24 @@ class AwaitedProcess:
             self._process.kill()
 
 
-class RehearsalCluster:
-    """A cluster whose nodes are there only when the rehearsal says so. The rendezvous is on no node that is lost."""
+class RehearsalCluster(LocalCluster):
+    """This machine as nodes on which agents live only while the rehearsal says that the node is there."""
 
-    lasting = False
-
-    def __init__(self, cluster: Cluster, run: str) -> None:
-        self._cluster, self._run = cluster, run
-        self.name = cluster.name
+    def __init__(self, root: Path, project: Path, run: str) -> None:
+        """See `LocalCluster`; `run` is the one whose memory goes with a node."""
+        super().__init__(root, project)
+        self._run = run
         self._lock = threading.RLock()
         self._here: set[str] = set()
         self._running: dict[str, list[AwaitedProcess]] = {}
         self._closed = False
 
-    def nodes(self, run: str, count: int) -> list[Node]:
-        """See `Cluster`."""
-        return self._cluster.nodes(run, count)
-
-    def make_ready(self, node: Node) -> None:
-        """See `Cluster`."""
-        self._cluster.make_ready(node)
-
-    def free_port(self, node: Node) -> int:
-        """See `Cluster`."""
-        return self._cluster.free_port(node)
-
-    def port_in_use(self, node: Node, port: int) -> bool:
-        """See `Cluster`."""
-        return self._cluster.port_in_use(node, port)
-
-    def find(self, node: Node, name: str) -> Process | None:
-        """See `Cluster`."""
-        return self._cluster.find(node, name)
-
-    def read(self, node: Node, name: str, offset: int) -> bytes:
-        """See `Cluster`."""
-        return self._cluster.read(node, name, offset)
-
-    def start(self, node: Node, command: Command) -> Process:
-        """Start a program, at once or when its node comes; see `Cluster`."""
-        if command.name in _STAYS:
-            return self._cluster.start(node, command)
+    def start(self, node: Node, command: Command) -> Process:  # type: ignore[override]
+        """Start a program; an agent only when its node comes. See `Cluster`."""
+        if command.name != _AWAITED:
+            return super().start(node, command)
         with self._lock:
-            awaited = AwaitedProcess(lambda: self._cluster.start(node, command))
+            awaited = AwaitedProcess(lambda: super(RehearsalCluster, self).start(node, command))
             self._running.setdefault(node.name, []).append(awaited)
             if node.name in self._here:
                 awaited.node_is_here()

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from cluster import Command, Node
-from cluster.local import LocalCluster
 from fgtrain.snapshot.memory import memory_folder
 from launcher.rehearse.replay import RehearsalCluster, Replay
 from launcher.rehearse.slots import Moves
@@ -24,7 +23,7 @@ STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RehearsalCluster]:
     monkeypatch.setenv("FGLAUNCH_MEMORY", str(tmp_path / "memory"))
-    found = RehearsalCluster(LocalCluster(tmp_path, tmp_path), "r")
+    found = RehearsalCluster(tmp_path, tmp_path, "r")
     for node in found.nodes("r", 2):
         found.make_ready(node)
     yield found
