@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fgtrain.plan import World
 
 
@@ -38,6 +40,17 @@ def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
     return (python, "-m", "fgtrain.snapshot.memory", run, folder)
 
 
+def check_argv(python: str, folder: str, *, full: bool, key: str, endpoint: str, address: str) -> tuple[str, ...]:
+    """Return the command line that looks at a node before it is used."""
+    more = ("--full", "--endpoint", endpoint, "--address", address) if full else ()
+    return (python, "-m", "fgtrain.check", folder, "--key", key, *more)
+
+
+def unhang_argv(python: str, *, folder: str, kill: Sequence[int]) -> tuple[str, ...]:
+    """Return the command line that has a node's ranks write their stacks, and kills those of some local ranks."""
+    return (python, "-m", "fgtrain.unhang", folder, *(word for slot in kill for word in ("--kill", str(slot))))
+
+
 def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) -> dict[str, str]:
     """Return what is added to an agent's environment.
 
@@ -50,6 +63,9 @@ def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) ->
     env = {
         "FGLAUNCH_ADDRESS": address,
         "OMP_NUM_THREADS": str(threads),
+        # glibc hands freed activations to the kernel and faults them in again, thousands of pages a step: keep them.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "PYTHONUNBUFFERED": "1",
         # A fresh store on rank 0 for every incarnation: a shared one hands the address of the last to the next.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

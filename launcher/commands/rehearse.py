@@ -175,11 +175,13 @@ def _play(
     notes += foreground.check_start(run, stage, world, None)
     opened = open_store(store)
     notes += prepare.try_store(opened)
-    foreground.make_ready(run.name, stage, world)
     for note in notes:
         say(note)
     say(f"rehearsal: {found.trace.end_s:,.0f} s, {speed:g} times as fast as the trace")
-    runs, display = prepare.register(run, opened), make_display()
+    runs = prepare.register(run, opened)
+    for node in stage.nodes(run.name, found.most):
+        stage.make_ready(node)
+    display = make_display()
     try:
         ended = live.rehearse(run, runs, stage, world, found.most, found.moves, found.trace.end_s, args.notice, display)
     finally:
