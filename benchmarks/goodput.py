@@ -1,6 +1,6 @@
 """Goodput on a replayed spot trace: ours, torchrun with torch.save, and what could be had at best. One table.
 
-    .venv/bin/python -m benchmarks.goodput [--trace FILE] [--between S] [--interval S] [--notice S] [--model NAME]
+    .venv/bin/python -m benchmarks.goodput [--trace FILE] [--settle S] [--interval S] [--notice S] [--model NAME]
 
 Costs are measured first, here: a real run of ours on two nodes of this machine, one of them killed with -9 now and
 then (`fglaunch rehearse` does the same), and the same network under torchrun, one of its workers killed. Then a trace
@@ -34,24 +34,26 @@ import msgspec
 
 from benchmarks.synthetic import write_folder
 from benchmarks.table import conditions, render
+from cluster import Node
 from fgtrain.errors import FglaunchError, UserError
 from fgtrain.plan import World
 from fgtrain.recipe import Snapshots
 from fgtrain.stores import open_store
 from launcher.display import PlainDisplay
+from launcher.events import Event
 from launcher.prepare import prepare, register
 from launcher.rehearse import traces
-from launcher.rehearse.account import Account
-from launcher.rehearse.costs import Costs
-from launcher.rehearse.live import Rehearsed, rehearse
+from launcher.rehearse.account import Account, account, stretches
+from launcher.rehearse.costs import Costs, measured
 from launcher.rehearse.model import Policy, best_interval, optimum, simulate
 from launcher.rehearse.replay import RehearsalCluster
 from launcher.rehearse.report import policy_of
 from launcher.rehearse.slots import Moves, places
+from launcher.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 BAR = 0.95
-_KILLS = 4
+_KILLS = 3
 _PEER_KILLS = 2
 _WAIT_S = 300.0
 _SAVE_EVERY = 10
@@ -83,18 +85,52 @@ class Peer(NamedTuple):
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-def kills(between_s: float) -> tuple[list[Moves], float]:
-    """Return moves that lose node 1 and node 0 in turn, each replaced at once; and their end."""
-    moves = [Moves(0.0, (), (0, 1))]
-    moves += [Moves((i + 1) * between_s, ((i + 1) % 2,), ((i + 1) % 2,)) for i in range(_KILLS)]
-    return moves, (_KILLS + 1) * between_s
+class Measured(NamedTuple):
+    """What our run was seen to cost, where its time went, and when it lost which nodes, in seconds from its start."""
+
+    costs: Costs
+    account: Account
+    moves: list[Moves]
 
 
-def measure_ours(args: argparse.Namespace, folder: Path) -> Rehearsed:
-    """Run ours for real, with losses.
+class Losses:
+    """Takes the place of a display: when an attempt has trained for a while, one of the two nodes is lost, and back."""
+
+    def __init__(
+        self, stage: RehearsalCluster, nodes: Sequence[Node], settle_s: float, at_end: Callable[[], None]
+    ) -> None:
+        self._stage, self._nodes, self._settle_s, self._at_end = stage, nodes, settle_s, at_end
+        self._shown = PlainDisplay()
+        self._due: float | None = None
+        self.events: list[Event] = []
+        self.begun = time.time()
+        self.moves = [Moves(0.0, (), (0, 1))]
+
+    def __call__(self, event: Event) -> None:
+        """Hear an event of the run."""
+        self.events.append(event)
+        self._shown(event)
+        if event["event"] == "attempt":
+            self._due = event["time"] + self._settle_s
+        if event["event"] == "step" and self._due is not None and event["time"] >= self._due:
+            self._due = None
+            self._act()
+
+    def _act(self) -> None:
+        if len(self.moves) > _KILLS:
+            self._at_end()
+            return
+        place = len(self.moves) % 2
+        self.moves.append(Moves(time.time() - self.begun, (place,), (place,)))
+        self._stage.lose(self._nodes[place])
+        self._stage.come(self._nodes[place])
+
+
+def measure_ours(args: argparse.Namespace, folder: Path) -> Measured:
+    """Run ours for real, and kill a node now and then.
 
     Raises:
-        UserError: it failed, or never got to a step between two losses.
+        UserError: it failed.
     """
     write_folder(folder / "pictures", train=256, side=args.image)
     settings = [
@@ -104,14 +140,18 @@ def measure_ours(args: argparse.Namespace, folder: Path) -> Rehearsed:
     world = World(2, 1)
     run, _ = prepare(str(ROOT / "benchmarks" / "synthetic_recipe.py"), settings, world, None)
     stage = RehearsalCluster(folder / "work", ROOT, run.name)
-    for node in stage.nodes(run.name, world.nodes):
+    nodes = stage.nodes(run.name, world.nodes)
+    for node in nodes:
         stage.make_ready(node)
+        stage.come(node)
     runs = register(run, open_store(f"file://{folder}/store"))
-    moves, end_s = kills(args.between)
-    found = rehearse(run, runs, stage, world, 2, moves, end_s, 0.0, PlainDisplay())
-    if found.outcome.state == "failed" or not found.account.restarts:
-        raise UserError(f"ours did not come through: {found.outcome.message}; try a greater --between")
-    return found
+    losses = Losses(stage, nodes, args.settle, at_end=lambda: runs.write("stop", {"asked": time.time()}))
+    outcome = Supervisor(run, runs, stage.name, stage, world, losses, None).supervise()
+    if outcome.state != "stopped" or outcome.exit_code:
+        raise UserError(f"ours did not come through: {outcome.message}")
+    costs, attempts = measured(losses.events, 1, begun_s=losses.begun), stretches(losses.events)
+    spent = account(attempts, losses.begun, attempts[-1].ended_s, [], costs.step, attempts[-1].last)
+    return Measured(costs, spent, losses.moves)
 
 
 def measure_peer(args: argparse.Namespace, folder: Path) -> Peer:
@@ -223,11 +263,10 @@ def verdict(all_accounts: Sequence[Sequence[tuple[str, Account]]]) -> tuple[floa
     return told, f"bar: ours >= {BAR:g} of (c): {met} with notices ({told:.3f}), without {blind:.3f}, at worst"
 
 
-def against_model(found: Rehearsed, between_s: float) -> str:
+def against_model(found: Measured) -> str:
     """Say how far the model is off on the run that was measured."""
-    moves, _ = kills(between_s)
     policy = policy_of(Snapshots(), noticed=False, step_s=found.costs.step_at(2))
-    modelled = simulate(moves, found.took_s, found.costs, policy, 2).goodput
+    modelled = simulate(found.moves, found.account.total_s, found.costs, policy, 2).goodput
     return f"the model on the measured run: goodput {modelled:.3f}, seen {found.account.goodput:.3f}"
 
 
@@ -237,7 +276,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="default: bamboo_p3.csv of the test data")
     parser.add_argument("--model", default="resnet18", help="timm network (default: %(default)s)")
     parser.add_argument("--image", type=int, default=96, help="pixels of a picture's side (default: %(default)s)")
-    parser.add_argument("--between", type=float, default=60.0, metavar="S", help="seconds between our losses")
+    parser.add_argument(
+        "--settle", type=float, default=20.0, metavar="S", help="of training before a loss (default: 20)"
+    )
     parser.add_argument("--interval", type=float, default=600.0, metavar="S", help="of (a) (default: %(default)s)")
     parser.add_argument(
         "--notice", type=float, default=120.0, metavar="S", help="ahead of a loss (default: %(default)s)"
@@ -269,7 +310,7 @@ def main() -> int:
         f" {c.latency:.2f} s, copy {c.copy * 1e3:.1f} ms, node killed to first step {c.detect + c.restart:.1f} s;"
         f" torchrun: save {peer.save_s:.2f} s, worker killed to first step {peer.restart_s:.1f} s"
     )
-    print(against_model(found, args.between))
+    print(against_model(found))
     told = traces.statistics(trace)
     print(f"trace: {told.hours:.1f} h, {told.least} to {told.most} nodes, {told.interruptions} interruptions\n")
     all_accounts = [list(ways(s, trace, c, peer, args.interval, args.notice)) for s in SCENARIOS]
