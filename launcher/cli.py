@@ -246,6 +246,9 @@ def _add_rehearse(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--away", type=float, default=10.0, metavar="MIN", help="... until it is replaced (default: 10)")
     p.add_argument("--price", type=float, metavar="P", help="of a node hour (default: what clusters.toml says)")
+    p.add_argument("--on-demand", type=float, metavar="P", help="... on demand (default: the same)")
+    p.add_argument("--work-hours", type=float, metavar="H", help="with --simulate: spot or on-demand for so much work")
+    p.add_argument("--deadline-hours", type=float, metavar="H", help="... to be done after so many hours")
 
 
 def _add_data(p: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,13 @@ from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher import foreground, prepare
 from launcher.clusters import choose, terms_of, work_root
+from launcher.deadline import Job
 from launcher.display import make_display
 from launcher.events import Event, decode_events
 from launcher.foreground import say
+from launcher.money import Prices
 from launcher.recipe_file import load
-from launcher.rehearse import live, report, traces
+from launcher.rehearse import bought, live, report, traces
 from launcher.rehearse.costs import Costs, measured
 from launcher.rehearse.replay import RehearsalCluster
 from launcher.rehearse.slots import Moves, places
@@ -56,7 +58,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the option.
     """
-    for option in ("speed", "hours", "mtbf_hours"):
+    for option in ("speed", "hours", "mtbf_hours", "work_hours", "deadline_hours"):
         value = getattr(args, option)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{option.replace('_', '-')} {value:g}: must be above 0")
@@ -68,6 +70,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--mtbf-hours: say with --hours for how long")
     if not args.simulate and args.costs_from:
         raise UserError("--costs-from: only with --simulate; a rehearsal measures for itself")
+    if (args.work_hours is None) != (args.deadline_hours is None) or (args.work_hours and not args.simulate):
+        raise UserError("--work-hours and --deadline-hours: both or neither, and with --simulate")
     if args.simulate and args.speed:
         raise UserError("--speed: only without --simulate; the model is as quick as it is")
 
@@ -124,8 +128,25 @@ def simulated(args: argparse.Namespace, trace: traces.Trace) -> int:
     policy = report.policy_of(recipe.snapshots, noticed=args.notice > 0, step_s=costs.step_at(found.most))
     lines = report.modelled(found.moves, found.trace.end_s, costs, policy, found.least)
     told = report.report(list(lines), costs, found.moves, found.trace.end_s, 1.0, price(args))
-    tell(args, told, trace)
+    ways = list(bought_ways(args, trace, found.most, costs)) if args.work_hours else []
+    tell(args, told, trace, ways)
     return 0
+
+
+def bought_ways(args: argparse.Namespace, trace: traces.Trace, nodes: int, costs: Costs) -> Iterator[str]:
+    """Yield a sentence for each way to meet the deadline."""
+    changeover_s = costs.detect + costs.start
+    job = Job(args.work_hours * _HOUR_S, args.deadline_hours * _HOUR_S, changeover_s)
+    if job.deadline_s < job.work_s + changeover_s:
+        raise UserError(
+            f"--deadline-hours {args.deadline_hours:g}: not even on-demand nodes meet it; the work takes"
+            f" {(job.work_s + changeover_s) / _HOUR_S:.2f} h"
+        )
+    prices = terms_of(choose(None)).prices
+    if args.price is not None:
+        prices = Prices(args.price, args.price if args.on_demand is None else args.on_demand)
+    for choice in bought.choices(trace, nodes, job, prices):
+        yield bought.sentence(choice, job)
 
 
 def costs_from(name: str, store: str | None) -> Costs:
@@ -220,11 +241,11 @@ def price(args: argparse.Namespace) -> float | None:
     return prices.spot if prices else None
 
 
-def tell(args: argparse.Namespace, told: report.Report, trace: traces.Trace) -> None:
-    """Print a report."""
+def tell(args: argparse.Namespace, told: report.Report, trace: traces.Trace, ways: Sequence[str] = ()) -> None:
+    """Print a report, and below it how a deadline would be met."""
     found = traces.statistics(trace)
     if args.json:
-        print(json.dumps(report.as_json(told, found), indent=1))
+        print(json.dumps(report.as_json(told, found) | {"deadline": list(ways)}, indent=1))
         return
     Console().print(report.table(told))
-    print("\n".join(report.sentences(told, found)))
+    print("\n".join([*report.sentences(told, found), *ways]))

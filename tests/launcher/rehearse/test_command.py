@@ -56,6 +56,15 @@ def test_table_names_the_costs_it_assumes(trace: str, capsys: pytest.CaptureFixt
     assert "--costs-from RUN" in said.err
 
 
+def test_deadline_is_met_cheaper_with_both_than_on_demand(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--nodes", "2", "--work-hours", "1.2", "--deadline-hours", "1.9", "--price", "1", "--on-demand", "4")
+    bought, spot, both = simulated(capsys, "--trace", trace, *args)["deadline"]  # type: ignore[misc]
+    assert bought.startswith("on-demand only: done after 1.21 h; 0.00 h spot, 1.21 h on-demand, 9.")
+    assert spot.startswith("spot only: not done by the end of the trace; ")
+    assert both.startswith("uniform progress: done after 1.")
+    assert float(both.rsplit(" ", 1)[1]) < float(bought.rsplit(" ", 1)[1])
+
+
 @pytest.mark.parametrize(
     ("args", "wrong"),
     [
@@ -70,6 +79,7 @@ def test_table_names_the_costs_it_assumes(trace: str, capsys: pytest.CaptureFixt
         (["--trace", "TRACE", "--notice", "-1"], "--notice -1"),
         (["--trace", "TRACE", "--costs-from", "nobody"], "no run called 'nobody'"),
         (["--trace", "TRACE", "--set", "epoch=1"], "epoch"),
+        (["--trace", "TRACE", "--work-hours", "3"], "--work-hours and --deadline-hours"),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_2(
