@@ -212,7 +212,12 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         devices=devices_of(world, number),
         bits=run.recipe.determinism == "bits",
     )
-    return Command("agent", argv, env)
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+
+
+def seat_count(world: World) -> int:
+    """Return on how many nodes agents are started."""
+    return world.nodes
 
 
 def devices_of(world: World, number: int) -> str | None:

@@ -10,7 +10,7 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
 from launcher.clock import Clock
-from launcher.fleet import Seat, devices_of
+from launcher.fleet import Seat, devices_of, seat_count
 from launcher.supervision import Check
 
 
@@ -34,7 +34,7 @@ def choose(site: Site) -> list[Node]:
         ClusterError: so many cannot be had.
     """
     excluded = exclusions.excluded_names(site.runs, site.name)
-    nodes = exclusions.pick(site.cluster, site.runs.run, site.world.nodes, excluded)
+    nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
     for node in nodes:
         site.cluster.make_ready(node)
     return nodes

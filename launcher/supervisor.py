@@ -18,7 +18,7 @@ from launcher import replacing
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
-from launcher.failures import Sign, sign_of, spell_exit
+from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.incidents import Decision, Incidents
@@ -263,9 +263,11 @@ class Supervisor:
         seat.agent.kill()
         seat.agent, seat.failures = None, seat.failures + 1
         seat.due = None if name in self._incidents.open_nodes else self._clock.now()
-        message = f"the agent of {name} died ({spell_exit(code)})"
-        tail = self._feed.agent_tail(seat.node)
-        self._incidents.add(self._clock.now(), Sign("lost", message, self._clock.time(), node=name, traceback=tail))
+        left = code == EXIT_NOTICED
+        message = f"{name} left after a notice" if left else f"the agent of {name} died ({spell_exit(code)})"
+        tail = "" if left else self._feed.agent_tail(seat.node)
+        kind: Kind = "preemption" if left else "lost"
+        self._incidents.add(self._clock.now(), Sign(kind, message, self._clock.time(), node=name, traceback=tail))
 
     def _start_due(self) -> None:
         """Start the agents whose time has come."""
