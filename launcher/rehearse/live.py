@@ -64,7 +64,7 @@ def rehearse(
         places: of `moves`: the most nodes that take part.
         moves: in real seconds from the start.
         end_s: when the trace ends; the run is then asked to stop, if it has not finished.
-        notice_s: real seconds from SIGTERM to the kill; 0: no notice.
+        notice_s: real seconds from the notice (SIGUSR1) to the kill; 0: no notice.
         display: shows what happens.
     """
     recorder = Recorder(display)

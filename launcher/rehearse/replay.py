@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +106,10 @@ class RehearsalCluster(LocalCluster):
             self._here.discard(node.name)
             leaving = self._taken(node)
             for process in leaving:
-                process.terminate()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(
+                        process.pid, signal.SIGUSR1
+                    )  # which an agent takes for a notice; SIGTERM is the supervisor's
             return leaving
 
     def lose(self, node: Node, leaving: Sequence[Process] | None = None) -> None:
@@ -142,7 +148,7 @@ class Replay:
         notice_s: float,
         at_end: Callable[[], None],
     ) -> None:
-        """Play `moves` (real seconds after the start); with `notice_s`, a loss is a SIGTERM and, so much later, a kill.
+        """Play `moves` (real seconds after the start); with `notice_s`, a loss is a notice and, so much later, a kill.
 
         `at_end` is called in the thread when the trace is over, after `end_s`.
         """
