@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
 from launcher.cli import main
+from launcher.status import Status
+from tests.fgtrain.test_runstore import run_file
 from tests.testbed.runs import ROOT
 
 RECIPE = str(ROOT / "recipes" / "quickstart.py")
@@ -54,6 +58,25 @@ def test_table_names_the_costs_it_assumes(trace: str, capsys: pytest.CaptureFixt
     assert "trace: 1.00 h, 2 to 3 nodes, 1 lost" in said.out
     assert "costs: step 1 s on 2 nodes" in said.out
     assert "--costs-from RUN" in said.err
+
+
+def test_costs_are_those_of_a_run(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, folder = run_file(), tmp_path / "node0"
+    runs = RunStore(open_store(str(tmp_path / "store")), run.name)
+    runs.create("run.json", run)
+    whom = {"host": "h", "pid": 1, "token": "", "nodes": (str(folder),)}
+    runs.write("status.json", Status(state="finished", step=9, steps=9, updated=0.0, **whom))  # type: ignore[arg-type]
+    folder.mkdir()
+    ranks = run.world.gpus * 2
+    events = [{"event": "attempt", "time": 5.0, "attempt": 1, "step": 0, "world": ranks, "steps": 9}]
+    events += [{"event": "step", "time": 5.0 + 0.25 * i, "step": i} for i in range(1, 9)]
+    (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    store = ("--store", str(tmp_path / "store"))
+    costs = simulated(capsys, "--trace", trace, "--costs-from", run.name, *store)["costs"]
+    assert costs["step"] == {"2": 0.25}  # type: ignore[index]
+    (folder / "events.jsonl").write_text("")
+    assert main(["rehearse", RECIPE, "--simulate", "--trace", trace, "--costs-from", run.name, *store]) == 2
+    assert "no event of this run is on this machine" in capsys.readouterr().err
 
 
 def test_deadline_is_met_cheaper_with_both_than_on_demand(trace: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,9 @@ from launcher.rehearse.slots import Moves
 from tests.testbed.runs import wait_for
 
 SLEEP = Command("agent", (sys.executable, "-c", "import time; time.sleep(600)"), {})
-STUBBORN = "import signal, time; signal.signal(10, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGUSR1, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+)
 
 
 @pytest.fixture
