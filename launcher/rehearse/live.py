@@ -10,12 +10,13 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from launcher.display import Display
 from launcher.events import Event
+from launcher.outcome import Outcome
 from launcher.rehearse.account import Account, account, stretches
 from launcher.rehearse.costs import Costs, measured
 from launcher.rehearse.replay import RehearsalCluster, Replay
 from launcher.rehearse.slots import Moves, short_of
 from launcher.supervision import KEY, Budget, Supervision
-from launcher.supervisor import Outcome, Supervisor
+from launcher.supervisor import Supervisor
 
 _PATIENT = Supervision(lost=Budget(tries=100_000, free=100_000))
 """Losses in compressed time are no sign of broken nodes, however few steps lie between them."""

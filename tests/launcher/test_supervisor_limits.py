@@ -8,7 +8,7 @@ import pytest
 
 from fgtrain.lease import LEASE, read_spend
 from fgtrain.limits import Limits
-from launcher.supervisor import Outcome
+from launcher.outcome import Outcome
 from tests.launcher.test_supervisor import Scene
 
 
