@@ -16,6 +16,9 @@ from launcher.rehearse.slots import Moves, held_s
 from launcher.rehearse.traces import Statistics
 
 
+_TRIES = 24  # of intervals: a thousand nodes over weeks are a matter of seconds
+
+
 class Line(NamedTuple):
     """A way to run, and where its time went."""
 
@@ -37,7 +40,7 @@ def modelled(
 ) -> Iterator[Line]:
     """Yield what the model says: as the run is set, with the best fixed interval in hindsight, and the optimum."""
     yield Line(name, simulate(moves, end_s, costs, policy, least))
-    best_s, best = best_interval(moves, end_s, costs, policy, least)
+    best_s, best = best_interval(moves, end_s, costs, policy, least, _TRIES)
     yield Line(f"best interval ({best_s:.0f} s)", best)
     yield Line("offline optimum", optimum(moves, end_s, costs, least))
 
