@@ -15,7 +15,6 @@ from launcher.rehearse.model import Policy, best_interval, optimum, simulate
 from launcher.rehearse.slots import Moves, held_s
 from launcher.rehearse.traces import Statistics
 
-
 _TRIES = 24  # of intervals: a thousand nodes over weeks are a matter of seconds
 
 
