@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class ClusterError(Exception):
     """What was asked of a cluster cannot be had; one line, meant for the user."""
+
+
+class Unreachable(ClusterError):
+    """A node does not answer now. Whether its programs live is not known; it may come back."""
 
 
 class Node(NamedTuple):
@@ -38,8 +42,31 @@ class Command(NamedTuple):
     env: Mapping[str, str]
 
 
+class Hardware(NamedTuple):
+    """What of its machine is a node's own: CPU cores, and GPUs as CUDA_VISIBLE_DEVICES names them (none: CPU)."""
+
+    cores: int
+    gpus: tuple[str, ...]
+
+
+class Report(NamedTuple):
+    """What was found on a machine of a cluster; `problem` is empty if programs can run there."""
+
+    node: str
+    address: str
+    problem: str
+    python: str = ""
+    cores: int = 0
+    gpus: tuple[str, ...] = ()
+    disk_bytes: int = 0
+    shm_bytes: int = 0
+
+
 class Process(Protocol):
-    """A program that was started on a node."""
+    """A program that was started on a node.
+
+    A node that does not answer is no dead program: `poll` and `wait` return None then, and `Cluster.silence_s` tells.
+    """
 
     @property
     def pid(self) -> int:
@@ -52,10 +79,13 @@ class Process(Protocol):
         """Wait for it to end; returns what `poll` would."""
 
     def terminate(self) -> None:
-        """Ask it to stop; no error if it has ended."""
+        """Ask it to stop; no error if it has ended, or its node does not answer."""
 
     def kill(self) -> None:
-        """Kill it and everything it started; no error if it has ended."""
+        """Kill it and everything it started; no error if it has ended.
+
+        Afterwards `poll` tells its exit status; None: its node does not answer, and it may still run.
+        """
 
 
 class Cluster(Protocol):
@@ -64,6 +94,8 @@ class Cluster(Protocol):
     name: str
     lasting: bool
     """Whether programs go on when whoever started them is gone."""
+    shares_files: bool
+    """Whether the nodes see this machine's files, under the same paths."""
 
     def nodes(self, run: str, count: int) -> list[Node]:
         """Return `count` nodes for a run, the same ones for the same run where possible; leaves no trace on them.
@@ -79,8 +111,29 @@ class Cluster(Protocol):
             ClusterError: it cannot be made.
         """
 
+    def rendezvous_node(self, run: str) -> Node | None:
+        """Return a node for a run's agents to meet on that never trains; None: they meet on one of its own.
+
+        Raises:
+            ClusterError: it cannot be had.
+        """
+
+    def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
+        """Return what each node of a run may use; nodes of one machine share it in equal parts.
+
+        Raises:
+            Unreachable: one does not answer.
+        """
+
+    def silence_s(self, node: Node) -> float:
+        """Return for how many seconds a node has not answered; 0 if it does."""
+
     def free_port(self, node: Node) -> int:
-        """Return a TCP port that nothing listens on."""
+        """Return a TCP port that nothing listens on.
+
+        Raises:
+            Unreachable: the node does not answer.
+        """
 
     def port_in_use(self, node: Node, port: int) -> bool:
         """Tell whether something listens on a TCP port (1 to 65535) of a node.
@@ -94,13 +147,35 @@ class Cluster(Protocol):
 
         Raises:
             ClusterError: it cannot be started.
+            Unreachable: it may or may not have been started; `find` tells, once the node answers.
         """
 
     def find(self, node: Node, name: str) -> Process | None:
-        """Return the newest program that was started under a name and still runs; where nothing lasts, None."""
+        """Return the newest program that was started under a name and still runs; where nothing lasts, None.
+
+        Raises:
+            Unreachable: the node does not answer.
+        """
 
     def read(self, node: Node, name: str, offset: int) -> bytes:
-        """Return a file of the node's folder from `offset` on; empty if it is not there (yet)."""
+        """Return a file of the node's folder from `offset` on.
+
+        Empty if it is not there (yet), or the node does not answer.
+        """
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """What a cluster may offer beside `Cluster`: a look at all its machines, for `fglaunch clusters --check`."""
+
+    def inspect(self) -> list[Report]:
+        """Look at each machine; one that does not answer is a report, no error."""
+
+
+def equal_share(machine: Hardware, index: int, sharers: int) -> Hardware:
+    """Return what node `index` of `sharers` nodes on one machine may use of it."""
+    gpus = len(machine.gpus) // sharers
+    return Hardware(max(1, machine.cores // sharers), machine.gpus[index * gpus : (index + 1) * gpus])
 
 
 def kinds() -> list[str]:

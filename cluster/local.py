@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import platform
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, Command, Node
+from cluster import ClusterError, Command, Hardware, Node, Report, _machine, equal_share
 
 STARTER = "FGLAUNCH_STARTER_PID"  # tells a program who started it, so that it can end with it
 _MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
@@ -89,6 +88,7 @@ class LocalCluster:
 
     name = "local"
     lasting = False
+    shares_files = True
 
     def __init__(self, root: Path, project: Path) -> None:
         """Make one whose working folders are below `root` and whose programs start in `project`."""
@@ -110,24 +110,43 @@ class LocalCluster:
                 f"cannot make the working folder {node.folder}: {error.strerror}; set FGLAUNCH_WORK to another place"
             ) from error
 
+    def rendezvous_node(self, run: str) -> None:
+        """See `Cluster`."""
+
+    def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
+        """See `Cluster`."""
+        machine = Hardware(_machine.cpu_count(), tuple(_machine.cuda_devices()))
+        return [equal_share(machine, i, len(nodes)) for i in range(len(nodes))]
+
+    def silence_s(self, node: Node) -> float:
+        """See `Cluster`."""
+        return 0.0
+
+    def inspect(self) -> list[Report]:
+        """See `Inspectable`."""
+        return [
+            Report(
+                "this machine",
+                "127.0.0.1",
+                "",
+                platform.python_version(),
+                _machine.cpu_count(),
+                tuple(_machine.cuda_devices()),
+                _machine.free_bytes(str(self._root)),
+                _machine.free_bytes("/dev/shm"),
+            )
+        ]
+
     def free_port(self, node: Node) -> int:
         """See `Cluster`."""
-        with socket.socket() as probe:
-            probe.bind((node.address, 0))
-            port: int = probe.getsockname()[1]
-            return port
+        return _machine.free_port(node.address)
 
     def port_in_use(self, node: Node, port: int) -> bool:
         """See `Cluster`."""
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((node.address, port))
-            except OSError as error:
-                if error.errno == errno.EACCES:
-                    raise ClusterError(f"port {port}: this user may not listen there; use one above 1023") from error
-                return True
-            return False
+        try:
+            return _machine.port_in_use(node.address, port)
+        except PermissionError as error:
+            raise ClusterError(f"port {port}: this user may not listen there; use one above 1023") from error
 
     def start(self, node: Node, command: Command) -> LocalProcess:
         """See `Cluster`."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "rehearse": "replay a spot trace against a recipe, and say what it would come to",
     "samples": "print which samples the committed steps of a run saw",
     "data": "fetch data sets",
+    "clusters": "list the clusters to run on, and check them",
     "nodes": "list nodes that are not used any more since they were found broken, or use one again",
     "doctor": "check this machine",
     "completion": "print a shell completion script",
@@ -78,6 +79,7 @@ def parser(command: str | None = None) -> Parser:
         "rehearse": _add_rehearse,
         "samples": _add_run_name,
         "data": _add_data,
+        "clusters": _add_clusters,
         "nodes": _add_nodes,
         "doctor": lambda p: None,
         "completion": _add_completion,
@@ -88,9 +90,9 @@ def parser(command: str | None = None) -> Parser:
         if command not in (None, name):
             continue
         adders[name](p)
-        if name in ("show", "ps", "rehearse", "samples", "nodes", "doctor"):
+        if name in ("show", "ps", "rehearse", "samples", "clusters", "nodes", "doctor"):
             _add_json(p)
-        if name not in ("show", "data", "completion", "snapshots"):
+        if name not in ("show", "data", "clusters", "completion", "snapshots"):
             _add_store(p)
     return top
 
@@ -111,9 +113,12 @@ def _add_store(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./store)")
 
 
-def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) -> None:
-    p.add_argument("--nodes", type=int, default=nodes, metavar="N", help="machines (default: %(default)s)")
+def _add_world(p: argparse.ArgumentParser, nodes: str | None, gpus: int | None) -> None:
+    help_ = "machines, or the fewest and the most that may take part (default: %(default)s)"
+    p.add_argument("--nodes", default=nodes, metavar="N|MIN:MAX", help=help_)
     p.add_argument("--gpus", type=int, default=gpus, metavar="N", help="GPUs a node (default: %(default)s)")
+    p.add_argument("--spares", type=int, metavar="K", help="more machines, that wait to step in (default: none)")
+    p.add_argument("--detect", type=float, metavar="S", help="a machine silent for S seconds is lost (default: 3)")
     p.add_argument("--cluster", metavar="NAME", help="where to run (default: this machine, or what clusters.toml says)")
     p.add_argument("--port", type=int, metavar="N", help="where agents meet (default: a free port)")
     p.add_argument("--detach", action="store_true", help="go on in the background")
@@ -128,7 +133,7 @@ def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) 
 
 def _add_run(p: argparse.ArgumentParser) -> None:
     _add_recipe(p)
-    _add_world(p, 1, 1)
+    _add_world(p, "1", 1)
     p.add_argument("--name", help="the run's name (default: made up from the recipe's and the time)")
     p.add_argument("--init-from", metavar="RUN[@STEP]", help="begin with the weights of another run's snapshot")
     p.add_argument(
@@ -231,9 +236,7 @@ def _add_diff(p: argparse.ArgumentParser) -> None:
 def _add_rehearse(p: argparse.ArgumentParser) -> None:
     _add_recipe(p)
     p.add_argument("--trace", metavar="FILE", help="Bamboo's form (ms,add|remove,node) or JSON counts per tick")
-    p.add_argument(
-        "--nodes", default="2", metavar="N", help="of the run; MIN:MAX with --simulate (default: %(default)s)"
-    )
+    p.add_argument("--nodes", default="2", metavar="N", help="of the run; or MIN:MAX (default: %(default)s)")
     p.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs a node (default: %(default)s)")
     p.add_argument("--speed", type=float, metavar="X", help="how much faster than the trace (default: 60)")
     p.add_argument("--hours", type=float, metavar="H", help="the trace's first hours only")
@@ -258,6 +261,11 @@ def _add_data(p: argparse.ArgumentParser) -> None:
     get.add_argument("name", metavar="NAME", help="the data set, for example cub200")
     get.add_argument("--into", default="data", metavar="DIR", help="where to (default: %(default)s)")
     get.add_argument("--mirror", metavar="URL", help="download from here instead; the checksum stays")
+
+
+def _add_clusters(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", nargs="?", metavar="NAME", help="only this one")
+    p.add_argument("--check", action="store_true", help="look at every machine: python, disk, /dev/shm, GPUs")
 
 
 def _add_completion(p: argparse.ArgumentParser) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cluster import Cluster, ClusterError, Command, Node, Process
+from cluster import Cluster, ClusterError, Command, Hardware, Node, Process
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile
-from launcher import engine, hardware
+from launcher import engine
 from launcher.clock import Clock
 from launcher.takeover import Term
 
 _FORGET_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_AT_ONCE = 16  # nodes that are made ready
 
 
 @dataclass
@@ -62,13 +64,13 @@ class Fleet:
     # -- beginning ------------------------------------------------------------------------------------------------
 
     def meet(self, port: int | None) -> None:
-        """Start the rendezvous store on the first node that can have it.
+        """Start the rendezvous store where agents meet: on the first node that can have it, or one for it alone.
 
         Raises:
             ClusterError: none can.
         """
         refused: ClusterError | None = None
-        for node in self.nodes:
+        for node in meeting_places(self._cluster, self._run.name, self.nodes):
             try:
                 taken = port or self._cluster.free_port(node)
                 self._rendezvous = self._start(node, rendezvous_command(node, taken))
@@ -85,7 +87,8 @@ class Fleet:
         if not self._cluster.lasting or not term.endpoint or term.world != self._world:
             return False
         seats = [Seat(node, self._find(node, "agent"), due=self._clock.now()) for node in term.nodes]
-        meeting = next((p for n in term.nodes if (p := self._find(n, "rendezvous"))), None)
+        places = meeting_places(self._cluster, self._run.name, term.nodes)
+        meeting = next((p for n in places if (p := self._find(n, "rendezvous"))), None)
         if meeting is None or not any(seat.agent for seat in seats):
             return False
         self.seats, self._rendezvous, self.endpoint = seats, meeting, term.endpoint
@@ -97,13 +100,15 @@ class Fleet:
     # -- agents ---------------------------------------------------------------------------------------------------
 
     def start_agent(self, seat: Seat) -> None:
-        """Start a node's agent.
+        """Start a node's agent, in place of one that may have been started when the node did not answer.
 
         Raises:
             ClusterError: it cannot be started.
         """
-        number = self.seats.index(seat)
-        command = agent_command(self._run, self._url, self._world, number, seat.node, self.endpoint)
+        if self._cluster.lasting:
+            _kill_all(self._cluster, seat.node, "agent")
+        share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
+        command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
         seat.due, seat.agent = None, self._start(seat.node, command)
 
     def _start(self, node: Node, command: Command) -> Process:
@@ -172,14 +177,34 @@ def still_runs(cluster: Cluster, term: Term) -> bool:
     return cluster.lasting and any(_find(cluster, node, "agent") for node in term.nodes)
 
 
-def clear(cluster: Cluster, nodes: Sequence[Node]) -> None:
-    """Kill what an earlier supervisor has left running on nodes; one that cannot be reached is passed over."""
-    for node in nodes:
-        for name in ("agent", "rendezvous"):
-            while process := _find(cluster, node, name):
-                process.kill()
-                if process.wait(_FORGET_TIMEOUT_S) is None:
-                    break
+def meeting_places(cluster: Cluster, run: str, nodes: Sequence[Node]) -> list[Node]:
+    """Return where a run's agents may meet: on any of its nodes, or on one that is there for nothing else."""
+    apart = cluster.rendezvous_node(run)
+    return [apart] if apart else list(nodes)
+
+
+def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
+    """Make nodes ready, several at once: an environment takes a machine minutes to make.
+
+    Raises:
+        ClusterError: one cannot be.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(cluster.make_ready, dict.fromkeys(nodes)))
+
+
+def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
+    """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
+    for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
+        for node in places:
+            _kill_all(cluster, node, name)
+
+
+def _kill_all(cluster: Cluster, node: Node, name: str) -> None:
+    while process := _find(cluster, node, name):
+        process.kill()
+        if process.wait(_FORGET_TIMEOUT_S) is None:
+            break
 
 
 def _find(cluster: Cluster, node: Node, name: str) -> Process | None:
@@ -194,8 +219,8 @@ def rendezvous_command(node: Node, port: int | str) -> Command:
     return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
 
 
-def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:
-    """Return what to start on node `number`; pure but for the devices of this machine."""
+def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:
+    """Return what to start on a node with its share of the hardware. Pure."""
     argv = engine.agent_argv(
         node.python,
         world=world,
@@ -205,22 +230,22 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         address=node.address,
         endpoint=endpoint,
     )
-    threads = max(1, hardware.cpu_count() // world.size)
     env = engine.agent_env(
-        threads=threads,
+        threads=max(1, share.cores // world.gpus),
         address=node.address,
-        devices=devices_of(world, number),
+        devices=devices_of(world, share),
         bits=run.recipe.determinism == "bits",
+        detect_s=world.detect_s,
+        preload=engine.preloaded(run.recipe, store_url),
     )
     return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
 
 
 def seat_count(world: World) -> int:
     """Return on how many nodes agents are started."""
-    return world.nodes
+    return world.started
 
 
-def devices_of(world: World, number: int) -> str | None:
-    """Return the devices of this machine that are node `number`'s; None if there are none."""
-    devices = hardware.cuda_devices()
-    return ",".join(devices[number * world.gpus : (number + 1) * world.gpus]) if devices else None
+def devices_of(world: World, share: Hardware) -> str | None:
+    """Return the devices that a node's processes use, as CUDA_VISIBLE_DEVICES has them; None if there are none."""
+    return ",".join(share.gpus[: world.gpus]) or None

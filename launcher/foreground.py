@@ -5,16 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from cluster import Cluster, Node
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
+from fgtrain.stores import Store
 from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
-from launcher.fleet import seat_count
+from launcher.fleet import all_ready, meeting_places, seat_count
 from launcher.outcome import Outcome
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
@@ -38,15 +42,41 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None) 
     if port is not None:
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
-        return []
+        return check_hardware(cluster.nodes(run.name, seat_count(world)), cluster, world)
     check_training_installed()
     return world_notes(world)
+
+
+def check_hardware(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
+    """Check that every node has the GPUs that are asked for, or none has any; returns what the user should know.
+
+    Raises:
+        UserError
+    """
+    counts = [len(share.gpus) for share in cluster.hardware(nodes)]
+    for node, count in zip(nodes, counts, strict=True):
+        if count < world.gpus and any(counts):
+            raise UserError(f"--gpus {world.gpus}: {node.name} has {count} GPUs")
+    return [] if any(counts) else [f"no GPU on the nodes: --gpus {world.gpus} means CPU processes"]
+
+
+def check_store(store: Store, name: str, cluster: Cluster) -> None:
+    """Refuse a store that the nodes of the cluster of this name cannot see.
+
+    Raises:
+        UserError
+    """
+    if not cluster.shares_files and store.url.startswith(("file:", "memory:")):
+        raise UserError(
+            f"store {store.url}: the nodes of {name} do not see this machine's files; name one that they reach"
+            f" (--store s3://...), or put shared = true under [{name}] in clusters.toml if they do"
+        )
 
 
 def _check_port(run: str, cluster: Cluster, port: int) -> None:
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: ports go from 1 to 65535; leave --port out to get a free one")
-    if cluster.port_in_use(cluster.nodes(run, 1)[0], port):
+    if cluster.port_in_use(meeting_places(cluster, run, cluster.nodes(run, 1))[0], port):
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
@@ -56,8 +86,8 @@ def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World
     Raises:
         ClusterError: there are not enough nodes, or one cannot be made.
     """
-    for node in usable_nodes(runs, cluster_name, cluster, world):
-        cluster.make_ready(node)
+    nodes = usable_nodes(runs, cluster_name, cluster, world)
+    all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])])
 
 
 def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> list[Node]:
@@ -117,8 +147,7 @@ def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
         runs.store.url,
         runs.run,
         cluster,
-        str(world.nodes),
-        str(world.gpus),
+        msgspec.json.encode(world).decode(),
     ]
     with log.open("ab") as out:
         process = subprocess.Popen(

@@ -10,7 +10,7 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
 from launcher.clock import Clock
-from launcher.fleet import Seat, devices_of, seat_count
+from launcher.fleet import Seat, all_ready, devices_of, meeting_places, seat_count
 from launcher.supervision import Check
 
 
@@ -35,8 +35,7 @@ def choose(site: Site) -> list[Node]:
     """
     excluded = exclusions.excluded_names(site.runs, site.name)
     nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
-    for node in nodes:
-        site.cluster.make_ready(node)
+    all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])])
     return nodes
 
 
@@ -79,7 +78,7 @@ def problems(site: Site, nodes: Sequence[Node], endpoint: str) -> Mapping[str, l
     """Return what is wrong with nodes, by name; nothing for those that are well."""
     if site.check.level == "off":
         return {}
-    devices = devices_of(site.world, 0) if site.cluster.name == "local" else None
+    devices = devices_of(site.world, site.cluster.hardware(nodes)[0]) if site.cluster.name == "local" else None
     env = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     seen = precheck.examine(site.cluster, nodes, endpoint, site.check, site.clock, site.interrupted, env)
     if site.interrupted():

@@ -24,6 +24,7 @@ from launcher.limits import Meter
 from launcher.news import News
 from launcher.outcome import EXIT_FENCED, Outcome, of_work
 from launcher.post import Post
+from launcher.silence import Silence
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
 from launcher.takeover import Term, last_term, take_office
@@ -68,6 +69,7 @@ class Supervisor:
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
+        self._silence = Silence(cluster, self._note)
         self._step = 0
         self._next_slow = 0.0
 
@@ -98,11 +100,14 @@ class Supervisor:
             return None
         status = read_status(self._runs)
         if status and status.state == "running" and self._finished():
+            if earlier:  # but the store that they met in goes on, and memory is held
+                clear(self._cluster, self._run.name, earlier.nodes)
+                self._fleet.seats = [Seat(node) for node in earlier.nodes]
             return self._verdict()  # the workers did not need a supervisor to the end
         for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
             self._runs.store.delete(self._runs.key(leftover))
         if earlier:
-            clear(self._cluster, earlier.nodes)
+            clear(self._cluster, self._run.name, earlier.nodes)
         self._news.skip("attempts", "errors")
         self._beat()
         try:
@@ -131,7 +136,7 @@ class Supervisor:
         fleet = self._fleet
         fleet.seats = [Seat(node) for node in replacing.choose(self._site)]
         if self._cluster.lasting:
-            clear(self._cluster, fleet.nodes)
+            clear(self._cluster, self._run.name, fleet.nodes)
         self._beat()  # with the nodes' folders, for those who watch
         fleet.meet(self._port)
         replacing.settle(self._site, fleet.seats, fleet.endpoint)
@@ -171,6 +176,7 @@ class Supervisor:
         if now < self._next_slow:
             return None
         self._next_slow = now + _SLOW_POLL_S
+        self._silence.tell(self._fleet.nodes)
         self._read_logs(now)
         self._guard(now)
         try:

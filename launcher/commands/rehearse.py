@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from rich.console import Console
 
 from fgtrain.errors import UserError
@@ -211,16 +210,10 @@ def _play(
 
 
 def elastic_world(least: int, most: int, gpus: int) -> World:
-    """Return a world of `least` to `most` nodes.
-
-    Raises:
-        UserError: they differ, and this version trains on a fixed number only.
-    """
+    """Return a world of `least` to `most` nodes."""
     if least == most:
         return World(most, gpus)
-    if "max_nodes" not in World.__struct_fields__:
-        raise UserError(f"--nodes {least}:{most}: only with --simulate; a real rehearsal has a fixed number of nodes")
-    return msgspec.convert({"nodes": least, "gpus": gpus, "max_nodes": most}, World)
+    return World(least, gpus, most)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from fgtrain.errors import RecipeError, UserError
 from fgtrain.housekeeping import turn
 from fgtrain.lineage import abandon_after
 from fgtrain.parts import digest, leaves
-from fgtrain.plan import World
+from fgtrain.plan import chosen_world
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
@@ -40,14 +40,12 @@ def call(args: argparse.Namespace) -> int:
         return 0
     if not args.as_recorded:
         check_unchanged(run)
-    world = World(
-        run.world.nodes if args.nodes is None else args.nodes,
-        run.world.gpus if args.gpus is None else args.gpus,
-    )
+    world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster = find_cluster(cluster_name, Path(run.cwd))
     asked = limits.asked(args)
     limits.check_priced(asked, prices_on(cluster_name, cluster))
+    foreground.check_store(runs.store, cluster_name, cluster)
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
@@ -60,7 +58,7 @@ def call(args: argparse.Namespace) -> int:
         runs.write(supervision.KEY, settings)
     if args.from_step is not None:
         if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
-            clear(cluster, earlier.nodes)
+            clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from cluster import Command, Node
+from cluster import Cluster, Command, Node
 from fgtrain.lineage import adopt
-from fgtrain.plan import Plan, World, share
+from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
 from launcher import foreground, limits, prepare, supervision
@@ -23,7 +23,7 @@ _SHOWN = 6  # evaluations named by --dry-run
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    world = World(args.nodes, args.gpus)
+    world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect)
     asked = limits.asked(args)
     settings = supervision.changed(supervision.Supervision(), args.supervise)
     if args.name is not None:
@@ -34,6 +34,7 @@ def call(args: argparse.Namespace) -> int:
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
+    foreground.check_store(store, cluster_name, cluster)
     run = prepare.begin_from(run, store, args.init_from, args.init_skip)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
@@ -44,7 +45,7 @@ def call(args: argparse.Namespace) -> int:
         say(note)
     if args.dry_run:
         nodes = foreground.usable_nodes(RunStore(store, run.name), cluster_name, cluster, world)
-        print("\n".join(dry_run(run, store, nodes, world, args.port)))
+        print("\n".join(dry_run(run, store, cluster, nodes, world, args.port)))
         return 0
     runs = prepare.register(run, store)
     runs.write(supervision.KEY, settings)
@@ -55,14 +56,16 @@ def call(args: argparse.Namespace) -> int:
     return foreground.supervise_here(run, runs, cluster_name, world, args.port)
 
 
-def dry_run(run: RunFile, store: Store, nodes: Sequence[Node], world: World, port: int | None) -> list[str]:
+def dry_run(
+    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
+) -> list[str]:
     """Return the plan and the command of every node, as lines."""
     plan = run.plan
     lines = [
         f"run        {run.name} in {store.url}",
         f"recipe     {run.recipe_file}  {run.recipe_digest[:12]}",
         *([f"weights    of {run.init_from}"] if run.init_from else []),
-        f"world      {world.nodes} nodes x {world.gpus} processes = {world.size} ranks",
+        f"world      {_world(world)}",
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
@@ -71,12 +74,19 @@ def dry_run(run: RunFile, store: Store, nodes: Sequence[Node], world: World, por
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    meeting = port or "FREE_PORT"
-    commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
-    for number, node in enumerate(nodes):
-        command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
+    where, meeting = cluster.rendezvous_node(run.name) or nodes[0], port or "FREE_PORT"
+    commands = [(where, rendezvous_command(where, meeting))]
+    for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
+        command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
     return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
+
+
+def _world(world: World) -> str:
+    """Spell the world: how many ranks, at least and at most, and who waits."""
+    ranks = f"{world.size} ranks" if world.max_nodes is None else f"{world.nodes * world.gpus} to {world.size} ranks"
+    spares = f"; {world.spares} nodes wait to step in" if world.spares else ""
+    return f"{world.span} nodes x {world.gpus} processes = {ranks}; lost after {world.detect_s:g} s{spares}"
 
 
 def _spell(node: Node, command: Command) -> str:

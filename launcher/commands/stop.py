@@ -51,7 +51,7 @@ def _stop_orphans(run: RunFile, runs: RunStore, status: Status) -> bool:
         return False
     for node in term.nodes:
         _terminate(cluster, node)
-    clear(cluster, term.nodes)
+    clear(cluster, runs.run, term.nodes)
     runs.write("status.json", msgspec.structs.replace(status, state="stopped", message="stopped on request"))
     say(f"{run.name} had no supervisor; its agents are stopped, and `{resume_command(runs)}` goes on")
     return True

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster import Command
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
@@ -225,6 +226,30 @@ def test_node_that_cannot_be_reached_any_more_gives_its_place_to_another() -> No
     assert list(exclusions.of_user()) == []  # a node that is away may come back
 
 
+def test_agent_that_nobody_knew_to_have_started_is_killed_before_another_starts() -> None:
+    scene = Scene()
+    strays = []
+
+    def half_started(training: FakeTraining) -> None:
+        training.lose(1)
+        node = scene.cluster.nodes("run", 2)[1]
+        strays.append(scene.cluster.start(node, Command("agent", ("python",), {})))
+
+    scene.training.faults[7] = once(half_started)
+    assert scene.supervise().state == "finished"
+    assert [stray.code for stray in strays] == [-signal.SIGKILL]
+
+
+def test_silence_of_a_node_is_told_and_is_no_death() -> None:
+    scene = Scene()
+    scene.at(5.0, lambda: scene.cluster.quiet.add("host1"))
+    scene.at(15.0, lambda: scene.cluster.quiet.clear())
+    assert scene.supervise().state == "finished"
+    assert scene.noted("host1 does not answer: waiting for it")
+    assert scene.noted("host1 answers again")
+    assert len(scene.cluster.started("agent")) == 2
+
+
 def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:
     scene = Scene()
     scene.training.faults[7] = once(lambda t: scene.cluster.running("agent")[1].end(75))
@@ -315,8 +340,11 @@ def test_run_that_finished_without_a_supervisor_is_finished() -> None:
     for _ in range(300):
         scene.clock.sleep(0.2)
     assert scene.cluster.running("agent") == []
+    assert len(scene.cluster.running("rendezvous")) == 1
     assert scene.supervise().state == "finished"
     assert len(scene.cluster.started("agent")) == 2
+    assert scene.cluster.running("rendezvous") == []
+    assert len(scene.cluster.started("forget")) == 2  # what the nodes' memory held is freed
 
 
 def test_agents_of_another_world_are_killed_before_the_run_goes_on() -> None:

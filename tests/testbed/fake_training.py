@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Node
+from cluster import ClusterError, Command, Hardware, Node
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -66,8 +66,10 @@ class FakeCluster:
 
     def __init__(self, clock: FakeClock, hosts: int, *, lasting: bool = True) -> None:
         self.name, self.lasting, self.clock = "fake", lasting, clock
+        self.shares_files = True
         self.hosts = [f"host{i}" for i in range(hosts)]
         self.down: set[str] = set()
+        self.quiet: set[str] = set()  # their programs go on, but they do not answer
         self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
@@ -81,6 +83,15 @@ class FakeCluster:
 
     def make_ready(self, node: Node) -> None:
         pass
+
+    def rendezvous_node(self, run: str) -> Node | None:
+        return None
+
+    def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
+        return [Hardware(2, ()) for _ in nodes]
+
+    def silence_s(self, node: Node) -> float:
+        return 60.0 if node.name in self.quiet else 0.0
 
     def free_port(self, node: Node) -> int:
         self._reach(node)

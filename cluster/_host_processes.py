@@ -1,0 +1,234 @@
+"""On a node: programs that outlive the connection. Standard library, and Python 3.8 will do: sent over SSH.
+
+A program is started by a keeper, a process in a session of its own that does nothing but wait for it and write down its
+exit status; the keeper ends with the program, so nothing is left on the node after a run. In the node's folder,
+`.processes/<name>/<nonce>.json` holds the program's process ID and start time, and `<nonce>.exit` its exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STARTER = "FGLAUNCH_STARTER_PID"  # as in cluster.local: who must live for the program to live
+MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
+_KEPT = 16  # records of ended programs, a name
+_WRITTEN_S = 5.0  # how long a keeper may take to write down a status
+_START_TIME = 19  # field 22, counted from the one after the name. Source: proc(5)
+
+
+def token(pid: int) -> str | None:
+    """Return what tells a living process from a later one of the same number, across boots; None: there is none."""
+    if not Path("/proc/self/stat").exists():
+        return str(pid) if _exists(pid) else None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in "ZX":  # dead, and not yet waited for
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{fields[_START_TIME]}"
+
+
+def start(
+    folder: str,
+    name: str,
+    nonce: str,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    project: str,
+    modules: str = "",
+) -> dict[str, Any]:
+    """Start a program, unless this very start (`nonce`) was asked for before; returns its record.
+
+    The copies of the code that `project` and `modules` (for PYTHONPATH) lead to now are what it gets: a later
+    one must not change what runs.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    env = dict(env)
+    if modules:
+        paths = [os.path.realpath(modules), env.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    place = _place(folder, name)
+    place.mkdir(parents=True, exist_ok=True)
+    if (place / f"{nonce}.json").exists():
+        return _record(place, nonce)
+    _prune(place)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reading)
+            os.setsid()
+            if os.fork() == 0:
+                _keep(folder, name, nonce, argv, env, project, writing)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        said = json.loads(answer.read() or b'{"error": "its keeper died"}')
+    os.waitpid(child, 0)
+    if "error" in said:
+        raise OSError(said["error"])
+    return _record(place, nonce)
+
+
+def status(folder: str, name: str, nonce: str) -> int | None:
+    """Return a program's exit status, or None while it runs; of one that left no word (a reboot), SIGKILL's."""
+    place = _place(folder, name)
+    record = _record(place, nonce)
+    lives = token(record["keeper"]) == record["keeper_token"] or token(record["pid"]) == record["token"]
+    code = _exit_status(place, nonce)  # after the look at the keeper, which writes before it ends
+    return code if code is not None or lives else -signal.SIGKILL
+
+
+def find(folder: str, name: str) -> dict[str, Any] | None:
+    """Return the record of the newest program of a name that still runs."""
+    records = [_record(_place(folder, name), f.stem) for f in _place(folder, name).glob("*.json")]
+    for record in sorted(records, key=lambda r: -r["started"]):
+        if status(folder, name, record["nonce"]) is None:
+            return record
+    return None
+
+
+def terminate(folder: str, name: str, nonce: str) -> None:
+    """Send SIGTERM to a program, if it runs."""
+    record = _record(_place(folder, name), nonce)
+    if token(record["pid"]) == record["token"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record["pid"], signal.SIGTERM)
+
+
+def kill(folder: str, name: str, nonce: str) -> int:
+    """Kill a program and all that came of it; returns its exit status."""
+    place = _place(folder, name)
+    record = _record(place, nonce)
+    if token(record["pid"]) == record["token"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(record["pid"], signal.SIGKILL)
+    while pids := list(_marked(record["mark"])):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _WRITTEN_S
+    while (code := status(folder, name, nonce)) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return -signal.SIGKILL if code is None else code
+
+
+def _place(folder: str, name: str) -> Path:
+    return Path(folder) / ".processes" / name
+
+
+def _record(place: Path, nonce: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((place / f"{nonce}.json").read_text())
+    return record
+
+
+def _exit_status(place: Path, nonce: str) -> int | None:
+    try:
+        return int((place / f"{nonce}.exit").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _prune(place: Path) -> None:
+    """Remove the oldest records of ended programs."""
+    ended = sorted(place.glob("*.exit"), key=lambda f: f.stat().st_mtime)
+    for file in ended[:-_KEPT]:
+        for old in (file.with_suffix(".json"), file):  # the status last: a record without one would look lost
+            with contextlib.suppress(FileNotFoundError):
+                old.unlink()
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a small file; a reader sees all of it or none."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def _keep(
+    folder: str, name: str, nonce: str, argv: Sequence[str], env: Mapping[str, str], project: str, answer: int
+) -> None:
+    """Be the keeper: start the program, answer, wait, write its status. Does not return."""
+    for fd in (0, 1, 2):  # else the connection stays open for as long as the program runs
+        os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+    try:
+        program = _popen(folder, name, nonce, argv, env, project)
+    except OSError as error:
+        os.write(answer, json.dumps({"error": str(error)}).encode())
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a stray one must not part it from its program
+    record = {
+        "nonce": nonce,
+        "pid": program.pid,
+        "token": token(program.pid),
+        "keeper": os.getpid(),
+        "keeper_token": token(os.getpid()),
+        "mark": _mark(folder, name, nonce),
+        "started": time.time(),
+    }
+    _write(_place(folder, name) / f"{nonce}.json", json.dumps(record))
+    os.write(answer, b"{}")
+    os.close(answer)
+    code = program.wait()
+    _write(_place(folder, name) / f"{nonce}.exit", str(code))
+    os._exit(0)
+
+
+def _popen(
+    folder: str, name: str, nonce: str, argv: Sequence[str], env: Mapping[str, str], project: str
+) -> subprocess.Popen[bytes]:
+    full = dict(os.environ)
+    full.update(env)
+    full.update({MARK: _mark(folder, name, nonce), STARTER: str(os.getpid())})
+    with (Path(folder) / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            argv,
+            env=full,
+            cwd=os.path.realpath(project),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _mark(folder: str, name: str, nonce: str) -> str:
+    return f"{folder}#{name}#{nonce}"
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """Yield living processes (zombies aside) that carry a mark in their environment; none where there is no /proc."""
+    if not sys.platform.startswith("linux"):
+        return
+    needle = f"{MARK}={mark}".encode()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if needle in (folder / "environ").read_bytes().split(b"\0"):
+                    yield int(folder.name)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,118 @@
+"""OpenSSH's client: command lines, and what its complaints mean. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+CONNECT_S = 10
+ALIVE_S = 5
+ALIVE_COUNT = 3
+"""A connection is given up after ALIVE_S * ALIVE_COUNT seconds without a sign of life."""
+
+_OPTIONS = (
+    "BatchMode=yes",  # never ask: nobody would see it
+    f"ConnectTimeout={CONNECT_S}",
+    f"ServerAliveInterval={ALIVE_S}",
+    f"ServerAliveCountMax={ALIVE_COUNT}",
+    "ControlMaster=no",  # a master that the user has opened is used; none is left behind
+    "ClearAllForwardings=yes",
+    "ForwardX11=no",
+    "PermitLocalCommand=no",
+    "RemoteCommand=none",
+    "RequestTTY=no",
+    "EscapeChar=none",
+)
+
+_MEANINGS = (
+    # Source: the messages of OpenSSH's ssh.c, sshconnect.c, sshconnect2.c, readconf.c
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "its host key has changed: if you know why, `ssh-keygen -R` it and log in once by hand",
+    ),
+    (
+        r"Host key verification failed|No \S+ host key is known",
+        "its host key is not known here: log in once by hand (`ssh {host}`) and compare it",
+    ),
+    (
+        r"Permission denied|Too many authentication failures|no mutual signature",
+        "it takes none of your keys: `ssh-copy-id {host}`, or `ssh-add` a key that has a passphrase",
+    ),
+    (r"Could not resolve hostname", "there is no host of this name: see hosts in clusters.toml, and ~/.ssh/config"),
+    (r"Connection refused", "nothing answers at its SSH port: is sshd up, is the port right?"),
+    (r"((Connection )?timed out|No route to host|Network is unreachable|Host is down)", "it does not answer ({found})"),
+    (
+        r"(?m)python3?\S*: (command )?not found|not found: \S*python|No such file or directory",
+        "{python} is not there: install python3, or set python in clusters.toml",
+    ),
+    (
+        r"(Bad configuration option.*|Bad owner or permissions.*|.*terminating, \d+ bad configuration options)",
+        "{found}",
+    ),
+)
+_PASSING = (4, 5)  # of the above: what may go away by itself
+
+
+class Target(NamedTuple):
+    """A host as the user's configuration names it, and how to get there; `python` runs our side of the connection."""
+
+    host: str
+    user: str = ""
+    port: int = 0
+    config: str = ""
+    options: tuple[str, ...] = ()
+    python: str = "python3"
+
+
+class Complaint(NamedTuple):
+    """Why there is no connection, in one line; `passing`: it may go away by itself."""
+
+    text: str
+    passing: bool
+
+
+def ssh_argv(target: Target, command: str) -> list[str]:
+    """Return the command line that runs a shell command on a host. The user's options come first: ssh takes those."""
+    argv = ["ssh", "-T"]
+    for option in (*target.options, *_OPTIONS):
+        argv += ["-o", option]
+    argv += ["-F", target.config] if target.config else []
+    argv += ["-p", str(target.port)] if target.port else []
+    argv += ["-l", target.user] if target.user else []
+    return [*argv, "--", target.host, command]
+
+
+def bootstrap(python: str, length: int) -> str:
+    """Return the shell command that runs a program of `length` bytes from standard input, in any login shell.
+
+    Its source says what it is to whoever looks at the host's processes.
+    """
+    if not re.fullmatch(r"[\w./+~-]+", python):
+        raise ValueError(f"not a plain path: {python!r}")
+    return f"exec {python} -c 'import sys; exec(sys.stdin.buffer.read({length}))  # fglaunch, while it is connected'"
+
+
+def explain(target: Target, said: str) -> Complaint:
+    """Return what ssh's complaints come to."""
+    for number, (pattern, meaning) in enumerate(_MEANINGS):
+        if found := re.search(pattern, said):
+            words = meaning.format(host=target.host, python=target.python, found=found[0].strip())
+            return Complaint(f"{target.host}: {words}", number in _PASSING)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return Complaint(f"{target.host}: {lines[-1] if lines else 'the connection broke'}", True)
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Return the values of `ssh -G`, which is how ssh itself reads ~/.ssh/config; of a repeated name, the first."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        found.setdefault(name, value)
+    return found
+
+
+def config_argv(target: Target) -> Sequence[str]:
+    """Return the command line that has ssh print what it knows of a host; it does not connect."""
+    argv = ssh_argv(target, "true")
+    return [argv[0], "-G", *argv[1:]]

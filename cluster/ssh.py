@@ -1,0 +1,330 @@
+"""Hosts that OpenSSH can log in to. Their programs outlive the connection, and nothing else stays on them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cluster import ClusterError, Command, Hardware, Node, Report, Unreachable, _ssh_code, equal_share
+from cluster._host import READ_LIMIT
+from cluster._machine import interface_of
+from cluster._ssh_client import config_argv, parse_config
+from cluster._ssh_environment import wanted
+from cluster._ssh_link import Broken, Link, link_to
+from cluster._ssh_settings import Settings, parse_settings
+
+_POLL_S = 0.05
+_SIGNAL_S = 10.0
+_START_S = 30.0
+_SEND_S = 900.0
+_INSTALL_S = 3600.0
+_AT_ONCE = 32  # hosts
+_PACKAGE_ROOT = Path(__file__).parents[1]
+
+
+class SshProcess:
+    """A program on a host, known by the record that its keeper wrote."""
+
+    def __init__(self, link: Link, folder: str, name: str, record: Mapping[str, Any]) -> None:
+        self._link, self._pid = link, int(record["pid"])
+        self._which = {"folder": folder, "name": name, "nonce": record["nonce"]}
+        self._code: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """See `Process`."""
+        return self._pid
+
+    def poll(self) -> int | None:
+        """See `Process`."""
+        if self._code is None and (answer := self._link.glance("status", **self._which)):
+            self._code = answer.value
+        return self._code
+
+    def wait(self, timeout_s: float) -> int | None:
+        """See `Process`."""
+        deadline = time.monotonic() + timeout_s
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        return self._code
+
+    def terminate(self) -> None:
+        """See `Process`."""
+        if self._code is None:
+            with suppress(Unreachable):
+                self._link.ask("terminate", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which)
+
+    def kill(self) -> None:
+        """See `Process`. What came of a program that has ended is killed too."""
+        with suppress(Unreachable):
+            self._code = int(self._link.ask("kill", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which).value)
+
+
+class SshCluster:
+    """Hosts in the order of the settings, each `slots` nodes."""
+
+    name = "ssh"
+    lasting = True
+
+    def __init__(self, settings: Settings, project: Path) -> None:
+        """Make one that runs `project`; it connects when it is first used."""
+        self._settings, self._project = settings, project
+        self.shares_files = settings.shared
+        self._found: dict[str, dict[str, Any]] = {}
+        self._trees: list[tuple[str, _ssh_code.Tree]] | None = None
+        self._lock = threading.Lock()
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def nodes(self, run: str, count: int) -> list[Node]:
+        """See `Cluster`. Hosts that do not answer are passed over where there are others."""
+        slots = self._settings.slots
+        found: list[Node] = []
+        silent: list[str] = []
+        remaining = list(self._settings.hosts)
+        while remaining and len(found) < count:
+            needed = -(-(count - len(found)) // slots)
+            asked, remaining = remaining[:needed], remaining[needed:]
+            for host, problem in zip(asked, _all(self._reach, asked), strict=True):
+                if problem:
+                    silent.append(problem)
+                else:
+                    found += [self._node(run, host, slot) for slot in range(slots)]
+        if len(found) < count:
+            have = f"{count} nodes are asked for, and there are {len(found)}"
+            raise ClusterError("; ".join([have, *silent]) if silent else f"{have}: see hosts in clusters.toml")
+        return found[:count]
+
+    def _reach(self, host: str) -> str:
+        """Get to know a host; returns why not, if so."""
+        try:
+            self._hello(host)
+        except ClusterError as error:
+            return str(error)
+        return ""
+
+    def _hello(self, host: str) -> dict[str, Any]:
+        if host not in self._found:
+            self._found[host] = self._link(host).ask("hello").value
+        return self._found[host]
+
+    def _link(self, host: str) -> Link:
+        return link_to(self._settings.target(host))
+
+    def _node(self, run: str, host: str, slot: int) -> Node:
+        home = self._hello(host)["home"]
+        name = node_name(host, slot, self._settings.slots)
+        folder = f"{_expand(self._settings.work, home)}/{run}/{name}"
+        python = _expand(self._settings.python, home) or (sys.executable if self.shares_files else "")
+        project = _expand(self._settings.project, home) or (str(self._project) if self.shares_files else "")
+        return Node(
+            name, self._address(host), folder, python or f"{folder}/env/bin/python", project or f"{folder}/project"
+        )
+
+    def _address(self, host: str) -> str:
+        """Return the address that the others reach a host at: the one that we came in by, unless the user knows better.
+
+        A host that does not tell is asked for under the name that ssh uses.
+        """
+        known = self._settings.addresses.get(host) or str(self._hello(host)["reached"])
+        if known:
+            return known
+        argv = config_argv(self._settings.target(host))
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        return parse_config(done.stdout).get("hostname", host.rpartition("@")[2])
+
+    def _host(self, node: Node) -> str:
+        """Return a node's host. A node that another process knew is known by its folder, which is called like it."""
+        name = PurePosixPath(node.folder).name
+        known = (*self._settings.hosts, *filter(None, [self._settings.rendezvous]))
+        for host in known:
+            if any(node_name(host, s, self._settings.slots) == name for s in range(self._settings.slots)):
+                return host
+        raise ClusterError(f"{name} is no node of this cluster; its hosts are {', '.join(known)}")
+
+    def _to(self, node: Node) -> Link:
+        return self._link(self._host(node))
+
+    def rendezvous_node(self, run: str) -> Node | None:
+        """See `Cluster`."""
+        host = self._settings.rendezvous
+        return self._node(run, host, 0) if host else None
+
+    def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
+        """See `Cluster`."""
+        hosts = [self._host(n) for n in nodes]
+        shares = []
+        for i, host in enumerate(hosts):
+            found = self._hello(host)
+            machine = Hardware(found["cores"], tuple(found["gpus"]))
+            shares.append(equal_share(machine, hosts[:i].count(host), hosts.count(host)))
+        return shares
+
+    def silence_s(self, node: Node) -> float:
+        """See `Cluster`."""
+        return self._to(node).silence_s()
+
+    def inspect(self) -> list[Report]:
+        """See `Inspectable`."""
+        hosts = dict.fromkeys((*self._settings.hosts, *filter(None, [self._settings.rendezvous])))
+        return _all(self._inspect, list(hosts))
+
+    def _inspect(self, host: str) -> Report:
+        try:
+            found, node = self._hello(host), self._node("run", host, 0)
+            own = self._settings.python or self.shares_files  # else an environment is made when a run needs one
+            folder = _expand(self._settings.work, found["home"])
+            more = self._link(host).ask("inspect", python=node.python if own else "", folder=folder).value
+        except ClusterError as error:
+            return Report(host, "", str(error).removeprefix(f"{host}: "))
+        python = more["python"] or f"{found['python']} (an environment is made)"
+        gpus = tuple(found["gpus"])
+        return Report(host, node.address, "", python, found["cores"], gpus, more["disk"], more["shm"])
+
+    # -- making ready ---------------------------------------------------------------------------------------------
+
+    def make_ready(self, node: Node) -> None:
+        """See `Cluster`: the code is sent and an environment made, what of both is not there yet."""
+        link, home = self._to(node), self._hello(self._host(node))["home"]
+        cache = _expand(self._settings.cache, home)
+        link.ask("make_folder", folder=node.folder)
+        done = []
+        if not self.shares_files:
+            done += self._send_code(link, cache, node)
+        if node.python.startswith(f"{node.folder}/"):
+            done += self._make_environment(link, cache, node)
+        if done:
+            print(f"{node.name}: {'; '.join(done)}", file=sys.stderr, flush=True)
+
+    def _send_code(self, link: Link, cache: str, node: Node) -> list[str]:
+        """Send the code; returns what there is to tell."""
+        files = sent = size = 0
+        for name, tree in self._code():
+            wanted_ = link.ask("missing", cache=cache, digest=tree.digest, files=tree.files).value
+            body = _ssh_code.pack(tree, wanted_) if wanted_ else b""
+            link.ask(
+                "assemble",
+                body or b"\n",
+                timeout_s=_SEND_S,
+                cache=cache,
+                digest=tree.digest,
+                files=tree.files,
+                order=wanted_,
+            )
+            link.ask("link", folder=node.folder, name=name, target=f"{cache}/code/{tree.digest}")
+            files, sent, size = files + len(tree.files), sent + len(wanted_), size + len(body)
+        return [f"code of {files} files, {sent} sent ({size / 1024:.0f} KiB)"] if sent else []
+
+    def _code(self) -> list[tuple[str, _ssh_code.Tree]]:
+        """Return what is sent, and under which names: the project, and our own package as it runs here."""
+        with self._lock:
+            if self._trees is None:
+                own = _ssh_code.package_files(_PACKAGE_ROOT, "fgtrain")
+                self._trees = [("modules", _ssh_code.take_tree(_PACKAGE_ROOT, own))]
+                if not self._settings.project:
+                    names = _ssh_code.project_files(self._project)
+                    self._trees.append(("project", _ssh_code.take_tree(self._project, names)))
+            return self._trees
+
+    def _make_environment(self, link: Link, cache: str, node: Node) -> list[str]:
+        """Have the environment made; returns what there is to tell."""
+        s = self._settings
+        need = wanted(self._project, _PACKAGE_ROOT, s.requirements, s.constraints, s.install_options)
+        took = link.ask(
+            "make_environment",
+            timeout_s=_INSTALL_S,
+            cache=cache,
+            key=need.key,
+            requirements=need.requirements,
+            constraints=need.constraints,
+            options=need.options,
+            env=s.passed(os.environ),
+        ).value
+        link.ask("link", folder=node.folder, name="env", target=f"{cache}/envs/{need.key}")
+        return [f"environment {need.key} made in {took:.0f} s"] if took else []
+
+    # -- programs -------------------------------------------------------------------------------------------------
+
+    def start(self, node: Node, command: Command) -> SshProcess:
+        """See `Cluster`."""
+        link, nonce = self._to(node), uuid.uuid4().hex
+        request = {
+            "folder": node.folder,
+            "name": command.name,
+            "nonce": nonce,
+            "argv": list(command.argv),
+            "env": self._environ(node) | dict(command.env),
+            "project": node.project,
+            "modules": "" if self.shares_files else f"{node.folder}/modules",
+        }
+        with suppress(Broken):  # once more: the nonce sees to it that there is one program only
+            return self._started(link, request)
+        return self._started(link, request)
+
+    def _started(self, link: Link, request: dict[str, Any]) -> SshProcess:
+        record = link.ask("start", timeout_s=_START_S, **request).value
+        return SshProcess(link, request["folder"], request["name"], record)
+
+    def _environ(self, node: Node) -> dict[str, str]:
+        """Return what a program's environment has beside the host's own: it travels as data, never as an argument."""
+        interface = interface_of(node.address, self._hello(self._host(node))["interfaces"])
+        # Else gloo binds to what the host's name resolves to, which may be loopback, or another network.
+        names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ()
+        return {n: str(interface) for n in names} | self._settings.passed(os.environ)
+
+    def find(self, node: Node, name: str) -> SshProcess | None:
+        """See `Cluster`."""
+        link = self._to(node)
+        record = link.ask("find", folder=node.folder, name=name).value
+        return SshProcess(link, node.folder, name, record) if record else None
+
+    def read(self, node: Node, name: str, offset: int) -> bytes:
+        """See `Cluster`."""
+        return b"".join(self._pieces(self._to(node), f"{node.folder}/{name}", offset))
+
+    def _pieces(self, link: Link, path: str, offset: int) -> Iterator[bytes]:
+        while answer := link.glance("read", path=path, offset=offset):
+            yield answer.body
+            offset += len(answer.body)
+            if len(answer.body) < READ_LIMIT:
+                return
+
+    def free_port(self, node: Node) -> int:
+        """See `Cluster`."""
+        return int(self._to(node).ask("free_port", address=node.address).value)
+
+    def port_in_use(self, node: Node, port: int) -> bool:
+        """See `Cluster`."""
+        return bool(self._to(node).ask("port_in_use", address=node.address, port=port).value)
+
+
+def node_name(host: str, slot: int, slots: int) -> str:
+    """Return what a host's node is called."""
+    plain = re.sub(r"[^\w.-]", "-", host.rpartition("@")[2])
+    return plain if slots == 1 else f"{plain}-{slot}"
+
+
+def _expand(path: str, home: str) -> str:
+    """Return a path on a host whose home folder this is."""
+    return home + path[1:] if path == "~" or path.startswith("~/") else path
+
+
+def _all(do: Any, hosts: Sequence[str]) -> list[Any]:
+    """Do something for all hosts at once; returns what came of it, in their order."""
+    with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(hosts)))) as pool:
+        return list(pool.map(do, hosts))
+
+
+def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> SshCluster:
+    """See `cluster.open_cluster`; what can be set is in `cluster._ssh_settings`."""
+    return SshCluster(parse_settings(settings), project)
