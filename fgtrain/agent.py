@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fgtrain import warm
+from fgtrain import lease, warm
 from fgtrain.departure import Departure, attended, node_name
 from fgtrain.errors import UserError
 from fgtrain.lifeline import die_with_parent
@@ -26,6 +26,7 @@ def main() -> int:
     starter = os.environ.get("FGLAUNCH_STARTER_PID")
     die_with_parent(signal.SIGTERM, parent=int(starter) if starter else None)
     again = os.environ.get("FGLAUNCH_AGENT_PID") == str(os.getpid())  # see `elastic`: the same life of the node
+    lease.watch()
     os.environ["FGLAUNCH_AGENT_PID"] = str(os.getpid())
     _reap()
     store, run, folder = sys.argv[-3:]

@@ -11,6 +11,7 @@ import signal
 import threading
 from types import FrameType
 
+from fgtrain import lease
 from fgtrain.lifeline import die_with_parent
 
 
@@ -21,6 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     starter = os.environ.get("FGLAUNCH_STARTER_PID")
     die_with_parent(parent=int(starter) if starter else None)
+    lease.watch()
     done = threading.Event()
 
     def finish(signum: int, frame: FrameType | None) -> None:

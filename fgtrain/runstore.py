@@ -6,6 +6,8 @@ runs/<run>/supervision.json              how to supervise
 runs/<run>/supervisors/<number>.json     who supervises, and what it has started: taken by create, highest wins
 runs/<run>/excluded/<node>.json          a node that this run does not use any more
 runs/<run>/stop                          present: someone asked the run to stop
+runs/<run>/limits.json                   what the run may cost at most
+runs/<run>/spend.json                    what it has cost so far
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
 runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
 runs/<run>/manifests/<step>-<attempt>    one committed snapshot

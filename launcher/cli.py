@@ -20,6 +20,7 @@ COMMANDS = {
     "stop": "stop a run; it can be resumed",
     "resume": "go on with a run from its newest snapshot, or an older one",
     "snapshots": "list, verify, prune, export and compare snapshots",
+    "rehearse": "replay a spot trace against a recipe, and say what it would come to",
     "samples": "print which samples the committed steps of a run saw",
     "data": "fetch data sets",
     "clusters": "list the clusters to run on, and check them",
@@ -75,6 +76,7 @@ def parser(command: str | None = None) -> Parser:
         "stop": _add_run_name,
         "resume": _add_resume,
         "snapshots": _add_snapshots,
+        "rehearse": _add_rehearse,
         "samples": _add_run_name,
         "data": _add_data,
         "clusters": _add_clusters,
@@ -88,7 +90,7 @@ def parser(command: str | None = None) -> Parser:
         if command not in (None, name):
             continue
         adders[name](p)
-        if name in ("show", "ps", "samples", "clusters", "nodes", "doctor"):
+        if name in ("show", "ps", "rehearse", "samples", "clusters", "nodes", "doctor"):
             _add_json(p)
         if name not in ("show", "data", "clusters", "completion", "snapshots"):
             _add_store(p)
@@ -142,6 +144,14 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         help="... but leave the tensors of these names fresh, for example 'fc.*'",
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan and every command line; start nothing")
+    _add_limits(p)
+
+
+def _add_limits(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--max-cost", type=float, metavar="X", help="stop when the nodes have cost so much")
+    p.add_argument("--max-hours", type=float, metavar="H", help="stop after so many hours")
+    p.add_argument("--max-idle", type=float, metavar="H", help="stop after so many hours without a step")
+    p.add_argument("--deadline", metavar="T", help="say when it will be missed: 2026-11-22T08:00, or 12h from now")
 
 
 def _add_show(p: argparse.ArgumentParser) -> None:
@@ -165,6 +175,7 @@ def _add_resume(p: argparse.ArgumentParser) -> None:
     _add_world(p, None, None)
     p.add_argument("--from", type=int, dest="from_step", metavar="STEP", help="set aside all snapshots newer than this")
     p.add_argument("--as-recorded", action="store_true", help="use the recorded recipe even if its file has changed")
+    _add_limits(p)
 
 
 def _add_nodes(p: argparse.ArgumentParser) -> None:
@@ -220,6 +231,28 @@ def _add_export(p: argparse.ArgumentParser) -> None:
 def _add_diff(p: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         p.add_argument(name, metavar=f"{name.upper()}", help="RUN or RUN@STEP")
+
+
+def _add_rehearse(p: argparse.ArgumentParser) -> None:
+    _add_recipe(p)
+    p.add_argument("--trace", metavar="FILE", help="Bamboo's form (ms,add|remove,node) or JSON counts per tick")
+    p.add_argument("--nodes", default="2", metavar="N", help="of the run; or MIN:MAX (default: %(default)s)")
+    p.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs a node (default: %(default)s)")
+    p.add_argument("--speed", type=float, metavar="X", help="how much faster than the trace (default: 60)")
+    p.add_argument("--hours", type=float, metavar="H", help="the trace's first hours only")
+    p.add_argument(
+        "--notice", type=float, default=0.0, metavar="S", help="seconds from a notice to the loss (default: 0)"
+    )
+    p.add_argument("--simulate", action="store_true", help="start nothing: model it, at the trace's own pace")
+    p.add_argument("--costs-from", metavar="RUN", help="... with what this run measured")
+    p.add_argument(
+        "--mtbf-hours", type=float, metavar="H", help="instead of a trace: how long a node lasts, on average"
+    )
+    p.add_argument("--away", type=float, default=10.0, metavar="MIN", help="... until it is replaced (default: 10)")
+    p.add_argument("--price", type=float, metavar="P", help="of a node hour (default: what clusters.toml says)")
+    p.add_argument("--on-demand", type=float, metavar="P", help="... on demand (default: the same)")
+    p.add_argument("--work-hours", type=float, metavar="H", help="with --simulate: spot or on-demand for so much work")
+    p.add_argument("--deadline-hours", type=float, metavar="H", help="... to be done after so many hours")
 
 
 def _add_data(p: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@
     kind = "ssh"               # a backend: a module of `cluster`
     hosts = ["gpu1", "gpu2"]   # the rest is the backend's own
 
-A backend that needs no settings (`local`) can be named without an entry.
+Any entry may also have prices and a lease: see `launcher.money`. A backend that needs no settings (`local`) can be
+named without an entry.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Cluster, kinds, open_cluster
+from fgtrain import lease
 from fgtrain.errors import UserError
+from launcher import money
 
 
 def config_file() -> Path:
@@ -71,5 +74,25 @@ def find_cluster(name: str, project: Path) -> Cluster:
         raise UserError(f"--cluster {name}: {config_file()} has no [{name}]; there are: {', '.join(sorted(known))}")
     if not isinstance(entry.get("kind"), str):
         raise UserError(f"{config_file()}: [{name}] has no kind; there are: {', '.join(kinds())}")
-    settings = {key: value for key, value in entry.items() if key != "kind"}
+    settings = {key: value for key, value in entry.items() if key not in ("kind", *money.SETTINGS)}
     return open_cluster(entry["kind"], settings, project, work_root())
+
+
+def terms_of(name: str) -> money.Terms:
+    """Return the prices and the lease that `clusters.toml` gives a cluster, if any.
+
+    Raises:
+        UserError: they make no sense.
+    """
+    return money.read_terms(entries(read_config()).get(name, {}), f"{config_file()}: [{name}]")
+
+
+def prices_on(name: str, cluster: Cluster) -> money.Prices | None:
+    """Return what an hour of a cluster's nodes costs: what `clusters.toml` says, else what its backend knows."""
+    return money.prices_of(terms_of(name), cluster)
+
+
+def lease_on(name: str, cluster: Cluster, store: str, run: str) -> dict[str, str]:
+    """Return the environment by which a run's nodes end their work when nobody supervises it any more."""
+    lease_s = money.lease_of(terms_of(name), lasting=cluster.lasting)
+    return {} if lease_s is None else lease.variables(lease_s, store, run)

@@ -35,7 +35,17 @@ class Seat:
 class Fleet:
     """Starts, finds, asks and kills; decides nothing."""
 
-    def __init__(self, run: RunFile, store_url: str, cluster: Cluster, world: World, clock: Clock) -> None:
+    def __init__(
+        self,
+        run: RunFile,
+        store_url: str,
+        cluster: Cluster,
+        world: World,
+        clock: Clock,
+        lease: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start nothing yet; `lease` is the environment of what must not outlive its supervisor for long."""
+        self._lease = lease or {}
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
         self.seats: list[Seat] = []
         self.endpoint = ""
@@ -63,7 +73,7 @@ class Fleet:
         for node in meeting_places(self._cluster, self._run.name, self.nodes):
             try:
                 taken = port or self._cluster.free_port(node)
-                self._rendezvous = self._cluster.start(node, rendezvous_command(node, taken))
+                self._rendezvous = self._start(node, rendezvous_command(node, taken))
             except ClusterError as error:
                 refused = error
                 continue
@@ -99,7 +109,10 @@ class Fleet:
             _kill_all(self._cluster, seat.node, "agent")
         share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
         command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
-        seat.due, seat.agent = None, self._cluster.start(seat.node, command)
+        seat.due, seat.agent = None, self._start(seat.node, command)
+
+    def _start(self, node: Node, command: Command) -> Process:
+        return self._cluster.start(node, command._replace(env={**command.env, **self._lease}))
 
     def codes(self) -> dict[str, int | None]:
         """Return the exit status of each agent that was started, None while it runs, by node."""

@@ -13,12 +13,14 @@ from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
 from launcher.clock import Clock, SystemClock
+from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
 from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
+from launcher.limits import Meter
 from launcher.news import News
 from launcher.outcome import EXIT_FENCED, Outcome, of_work
 from launcher.post import Post
@@ -57,11 +59,13 @@ class Supervisor:
             interrupted=lambda: self._interrupts.received,
             note=self._note,
         )
-        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock)
+        lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
+        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease)
         self._feed = Feed(cluster)
         self._news = News(runs)
         self._incidents = Incidents(self._settings, run.name)
         self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
+        self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
@@ -186,6 +190,8 @@ class Supervisor:
             return self._give_way()
         if self._runs.exists("stop"):
             return Outcome("stopped", 0, "stopped on request")
+        if limit := self._meter.tick(len(self._fleet.seats), self._step):
+            return Outcome("stopped", 1, limit)
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         for failure in self._news.read("errors", Failure):

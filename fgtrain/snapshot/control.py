@@ -182,6 +182,7 @@ class Control:
             bytes_shared=done.bytes_shared,
             seconds=done.seconds,
             stall_ms=round(self._stall_s * 1e3, 2),
+            copy_ms=round(self._saver.copy_s * 1e3, 2),
         )
         if reasons := self._clock.measured(self._stall_s, done.seconds):
             self._journal.event("note", text=reasons)

@@ -18,8 +18,8 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, prepare, supervision
-from launcher.clusters import choose, find_cluster
+from launcher import foreground, limits, prepare, supervision
+from launcher.clusters import choose, find_cluster, prices_on
 from launcher.fleet import clear
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
@@ -43,12 +43,15 @@ def call(args: argparse.Namespace) -> int:
     world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster = find_cluster(cluster_name, Path(run.cwd))
+    asked = limits.asked(args)
+    limits.check_priced(asked, prices_on(cluster_name, cluster))
     foreground.check_store(runs.store, cluster_name, cluster)
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)
     foreground.make_ready(runs, cluster_name, cluster, world)
+    limits.set_limits(runs, asked)
     for note in notes:
         say(note)
     if args.supervise:

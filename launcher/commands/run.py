@@ -13,8 +13,8 @@ from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
-from launcher import foreground, prepare, supervision
-from launcher.clusters import choose, find_cluster
+from launcher import foreground, limits, prepare, supervision
+from launcher.clusters import choose, find_cluster, prices_on
 from launcher.fleet import agent_command, rendezvous_command
 from launcher.foreground import say
 
@@ -24,11 +24,13 @@ _SHOWN = 6  # evaluations named by --dry-run
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect)
+    asked = limits.asked(args)
     settings = supervision.changed(supervision.Supervision(), args.supervise)
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
     cluster = find_cluster(cluster_name, Path.cwd())
+    limits.check_priced(asked, prices_on(cluster_name, cluster))
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
@@ -47,6 +49,7 @@ def call(args: argparse.Namespace) -> int:
         return 0
     runs = prepare.register(run, store)
     runs.write(supervision.KEY, settings)
+    limits.set_limits(runs, asked)
     adopt(run, runs)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)

@@ -1,0 +1,65 @@
+"""Limits as the supervisor keeps them, on a fake cluster and its clock; and the lease that its nodes get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fgtrain.lease import LEASE, read_spend
+from fgtrain.limits import Limits
+from launcher.outcome import Outcome
+from tests.launcher.test_supervisor import Scene
+
+
+@pytest.fixture(autouse=True)
+def priced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "clusters.toml"
+    file.write_text('[lab]\nkind = "ssh"\nprice_per_node_hour = 1800\nlease_s = 300\n')
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(file))
+    monkeypatch.setenv("FGLAUNCH_WORK", str(tmp_path / "work"))
+
+
+def test_run_ends_when_its_money_is_spent_and_goes_on_when_there_is_more() -> None:
+    scene = Scene()
+    scene.runs.write("limits.json", Limits(max_cost=20.0))  # two nodes cost one a second, and a run takes 40 steps
+    outcome = scene.supervise()
+    assert (outcome.state, outcome.exit_code) == ("stopped", 1)
+    assert outcome.message.startswith("--max-cost 20 is reached: 2")
+    assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
+    spent = read_spend(scene.runs).cost
+    assert spent is not None
+    assert 20 <= spent < 23
+    scene.runs.write("limits.json", Limits(max_cost=500.0))
+    assert scene.supervise() == Outcome("finished", 0)
+    after = read_spend(scene.runs).cost
+    assert after is not None
+    assert after > spent
+
+
+def test_time_without_a_supervisor_is_not_counted() -> None:
+    scene = Scene()
+    scene.runs.write("limits.json", Limits(max_hours=1.0))
+    scene.clock.sleep(7200.0)
+    assert scene.supervise().state == "finished"
+
+
+def test_run_that_takes_no_step_lets_its_nodes_go() -> None:
+    scene = Scene("watchdog.floor_s=100000")
+    scene.runs.write("limits.json", Limits(max_idle_hours=0.05))
+    scene.training.faults[7] = lambda t: t.frozen.update({0, 1})
+    outcome = scene.supervise()
+    assert (outcome.state, outcome.exit_code) == ("stopped", 1)
+    assert outcome.message.startswith("--max-idle 0.05: no step for 0.05 h")
+    assert scene.cluster.running("agent") == []
+
+
+def test_what_lasts_has_a_lease() -> None:
+    scene = Scene()
+    scene.supervise()
+    for name in ("agent", "rendezvous"):
+        for process in scene.cluster.started(name):
+            assert process.command.env[LEASE].startswith("300 run memory://")
+    passing = Scene(lasting=False)
+    passing.supervise()
+    assert all(LEASE not in p.command.env for p in passing.cluster.started("agent"))
