@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,7 @@ class View:
         """`folders` returns the working folders of the run's nodes that may be on this machine."""
         self._runs, self._folders, self._wanted = runs, folders, wanted
         self.positions: dict[str, int] = {}
+        self._first = 0
 
     def new(self) -> Iterator[tuple[Stream, bytes]]:
         """Yield what was added since last asked, log by log.
@@ -92,12 +93,20 @@ class View:
         files = dict(self._local())
         if self._wanted.agents:
             return _newest_lives(self._merged(files, ""))
-        attempt = self._attempt(files) if self._wanted.attempt is None else self._wanted.attempt
-        found = self._merged(files, f"{attempt:05d}-") if attempt else []
-        found = [s for s in found if s.stream.attempt == attempt and self._wanted.rank in (None, s.stream.rank)]
-        if self._wanted.rank is None and (self._wanted.attempt is None or attempt == 0):
-            found += self._starting(files, attempt)
+        attempts = self._attempts(files)
+        found = [s for a in attempts if a for s in self._merged(files, f"{a:05d}-") if s.stream.attempt == a]
+        found = [s for s in found if self._wanted.rank in (None, s.stream.rank)]
+        if self._wanted.rank is None and (self._wanted.attempt is None or self._wanted.attempt == 0):
+            found += self._starting(files, attempts[0])
         return found
+
+    def _attempts(self, files: dict[str, tuple[Stream, Path]]) -> Sequence[int]:
+        """Return the wanted attempts: from the newest when first asked, what an old one says last is not lost."""
+        if self._wanted.attempt is not None:
+            return [self._wanted.attempt]
+        newest = self._attempt(files)
+        self._first = self._first or newest
+        return range(self._first, newest + 1)
 
     def _starting(self, files: dict[str, tuple[Stream, Path]], attempt: int) -> list[Source]:
         """Return the logs of ranks that ended before they knew an attempt: those after the newest, all if asked for."""
