@@ -71,11 +71,23 @@ def main() -> int:
     runs = RunStore(open_store(args.store), args.run)
     progress = _Progress(log)
     try:
-        return 0 if _train(runs, args.folder, progress, notice) else EXIT_STOPPED
+        if _train(runs, args.folder, progress, notice):
+            return 0
+        _leave_node(runs, args.folder)
+        return EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
         return EXIT_USER if isinstance(error, UserError) else 1
+
+
+def _leave_node(runs: RunStore, folder: Path) -> None:
+    """Free the host memory that the run holds here if this node is not the run's to keep."""
+    from fgtrain.snapshot.memory import forget, memory_folders
+
+    if "FGLAUNCH_LEAVES_NODES" in os.environ:
+        for memory in memory_folders(runs.run, folder):
+            forget(memory)
 
 
 class _Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from types import FrameType
 
 import msgspec
 
-from cluster import Cluster, Command, Node, Process
+from cluster import Cluster, ClusterError, Command, Node, Process
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
@@ -47,9 +48,10 @@ class Supervisor:
         world: World,
         show: Callable[[Event], None],
         port: int | None,
+        grace_s: float = _GRACE_S,
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
-        self._port, self._cluster_name = port, cluster_name
+        self._port, self._cluster_name, self._grace_s = port, cluster_name, grace_s
         self._nodes: list[Node] = cluster.nodes(run.name, world.nodes)
         self._agents: dict[str, Process] = {}
         self._rendezvous: Process | None = None
@@ -96,7 +98,8 @@ class Supervisor:
             self._start_agent(number, node)
 
     def _start_agent(self, number: int, node: Node) -> None:
-        command = agent_command(self._run, self._runs.store.url, self._world, number, node, self._endpoint)
+        shared = self._cluster.name == "local"
+        command = agent_command(self._run, self._runs.store.url, self._world, number, node, self._endpoint, shared)
         self._agents[node.name] = self._cluster.start(node, command)
 
     def _processes(self) -> Iterator[Process]:
@@ -108,7 +111,7 @@ class Supervisor:
         """Ask everything to stop and wait a little; what is left is killed later."""
         for agent in self._agents.values():
             agent.terminate()
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + self._grace_s
         while time.monotonic() < deadline and any(a.poll() is None for a in self._agents.values()):
             time.sleep(0.02)
 
@@ -121,7 +124,8 @@ class Supervisor:
         freeing = []
         for node in self._nodes:
             argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
-            freeing.append(self._cluster.start(node, Command("forget", argv, {})))
+            with contextlib.suppress(ClusterError):  # a node that is being taken away starts nothing any more
+                freeing.append(self._cluster.start(node, Command("forget", argv, {})))
         for process in freeing:  # all at once: Ctrl-C waits for this
             process.wait(_FORGET_TIMEOUT_S)
 
@@ -238,8 +242,13 @@ def rendezvous_command(node: Node, port: int | str) -> Command:
     return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
 
 
-def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:
-    """Return what to start on node `number`; pure but for the devices of this machine."""
+def agent_command(
+    run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str, shared: bool = True
+) -> Command:
+    """Return what to start on node `number`; pure but for the devices of this machine.
+
+    `shared`: all nodes are this machine. Otherwise each is a machine like this one, with devices of its own.
+    """
     argv = engine.agent_argv(
         node.python,
         world=world,
@@ -249,9 +258,9 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         address=node.address,
         endpoint=endpoint,
     )
-    devices = hardware.cuda_devices()
+    devices = hardware.cuda_devices() if shared else []
     mine = devices[number * world.gpus : (number + 1) * world.gpus]
-    threads = max(1, hardware.cpu_count() // world.size)
+    threads = max(1, hardware.cpu_count() // (world.size if shared else world.gpus))
     env = engine.agent_env(
         threads=threads,
         address=node.address,

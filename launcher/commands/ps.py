@@ -14,6 +14,7 @@ from fgtrain.errors import Corrupt, KeyMissing
 from fgtrain.runstore import RunFile, RunStore, run_names
 from fgtrain.stores import open_store
 from launcher.prepare import default_store
+from launcher.queued import read_job
 from launcher.status import live_state, read_status
 
 
@@ -26,20 +27,20 @@ def call(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return 0
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "step", "of", "recipe", "begun"):
+    for heading in ("run", "state", "step", "of", "recipe", "begun", "job"):
         table.add_column(heading, justify="right" if heading in ("step", "of") else "left")
     for r in rows:
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["created"]))
-        table.add_row(r["run"], r["state"], str(r["step"]), str(r["steps"]), r["recipe"], begun)
+        table.add_row(r["run"], r["state"], str(r["step"]), str(r["steps"]), r["recipe"], begun, r["job"])
     Console().print(table)
     return 0
 
 
 def _row(runs: RunStore) -> dict[str, Any]:
     try:
-        run, status = runs.read("run.json", RunFile), read_status(runs)
+        run, status, job = runs.read("run.json", RunFile), read_status(runs), read_job(runs)
     except (Corrupt, KeyMissing) as error:  # of another version, damaged, or just deleted: the others are listed
-        blank = {"step": 0, "steps": 0, "recipe": "", "created": 0.0}
+        blank = {"step": 0, "steps": 0, "recipe": "", "created": 0.0, "job": ""}
         return {"run": runs.run, "state": "unreadable", **blank, "message": str(error)}
     return {
         "run": run.name,
@@ -48,5 +49,6 @@ def _row(runs: RunStore) -> dict[str, Any]:
         "steps": run.plan.steps,
         "recipe": run.recipe_file,
         "created": run.created,
+        "job": job.id if job else "",
         "message": status.message if status else "",
     }

@@ -18,8 +18,8 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, prepare
-from launcher.clusters import choose, find_cluster
+from launcher import foreground, prepare, queued
+from launcher.clusters import choose, find_cluster, find_queue
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
@@ -36,6 +36,7 @@ def call(args: argparse.Namespace) -> int:
     if state == "finished" and args.from_step is None:
         say(foreground.where_results_are(runs))
         return 0
+    queued.refuse_second(run, runs)
     if not args.as_recorded:
         check_unchanged(run)
     world = World(
@@ -43,15 +44,18 @@ def call(args: argparse.Namespace) -> int:
         run.world.gpus if args.gpus is None else args.gpus,
     )
     cluster_name = choose(args.cluster, status.cluster if status else None)
-    cluster = find_cluster(cluster_name, Path(run.cwd))
+    cluster, queue = find_cluster(cluster_name, Path(run.cwd)), find_queue(cluster_name, Path(run.cwd))
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
-    foreground.make_ready(run.name, cluster, world)
+    if not queue:
+        foreground.make_ready(run.name, cluster, world)
     for note in notes:
         say(note)
     if args.from_step is not None:
         go_back(runs, args.from_step)
+    if queue:
+        return queued.begin(queue, run, runs, cluster_name, world, args.port, watch=not args.detach)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)
     return foreground.supervise_here(run, runs, cluster_name, world, args.port)

@@ -7,13 +7,13 @@ import shlex
 from itertools import islice
 from pathlib import Path
 
-from cluster import Cluster, Command, Node
+from cluster import Cluster, Command, Node, Queue
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, share
-from fgtrain.runstore import RunFile
+from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
-from launcher import foreground, prepare
-from launcher.clusters import choose, find_cluster
+from launcher import foreground, prepare, queued
+from launcher.clusters import choose, find_cluster, find_queue
 from launcher.foreground import say
 from launcher.supervisor import agent_command, rendezvous_command
 
@@ -26,7 +26,7 @@ def call(args: argparse.Namespace) -> int:
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
-    cluster = find_cluster(cluster_name, Path.cwd())
+    cluster, queue = find_cluster(cluster_name, Path.cwd()), find_queue(cluster_name, Path.cwd())
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
@@ -34,22 +34,24 @@ def call(args: argparse.Namespace) -> int:
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
-    if not args.dry_run:
+    if not args.dry_run and not queue:
         foreground.make_ready(run.name, cluster, world)
     for note in notes:
         say(note)
     if args.dry_run:
-        print("\n".join(dry_run(run, store, cluster, world, args.port)))
+        print("\n".join(dry_run(run, store, queue or cluster, world, args.port)))
         return 0
     runs = prepare.register(run, store)
     adopt(run, runs)
+    if queue:
+        return queued.begin(queue, run, runs, cluster_name, world, args.port, watch=not args.detach)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)
     return foreground.supervise_here(run, runs, cluster_name, world, args.port)
 
 
-def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: int | None) -> list[str]:
-    """Return the plan and the command of every node, as lines."""
+def dry_run(run: RunFile, store: Store, where: Cluster | Queue, world: World, port: int | None) -> list[str]:
+    """Return the plan and the command of every node, or the job that would be queued, as lines."""
     plan = run.plan
     lines = [
         f"run        {run.name} in {store.url}",
@@ -64,7 +66,9 @@ def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: in
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    nodes = cluster.nodes(run.name, world.nodes)
+    if isinstance(where, Queue):
+        return [*lines, *where.script(queued.request(RunStore(store, run.name), world)).splitlines()]
+    nodes = where.nodes(run.name, world.nodes)
     meeting = port or "FREE_PORT"
     commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
     for number, node in enumerate(nodes):

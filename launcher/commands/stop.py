@@ -8,6 +8,7 @@ import time
 from fgtrain.errors import UserError
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from launcher import queued
 from launcher.foreground import resume_command, say
 from launcher.prepare import default_store
 from launcher.status import existing_run, live_state, read_status
@@ -18,7 +19,8 @@ _TIMEOUT_S = 60.0
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     runs = RunStore(open_store(args.store or default_store()), args.run)
-    existing_run(runs)
+    if queued.stop(existing_run(runs), runs):
+        return 0
     state = live_state(read_status(runs))
     if state != "running":
         say(f"{args.run} is not running: it is {state}")
