@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.testbed.s3 import die_with_parent, free_port
@@ -97,6 +97,18 @@ class SlurmCluster:
         steps = [line for line in out.splitlines() if line.startswith(f"{job}.")]
         return [line for line in steps if ".batch" not in line and ".extern" not in line]
 
+    @contextlib.contextmanager
+    def allocation(self, nodes: int) -> Iterator[str]:
+        """Hold nodes in a job without a program; yields its number."""
+        argv = ["salloc", "--no-shell", f"--nodes={nodes}", "--exclusive", f"--gres=gpu:{GPUS}"]
+        done = subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=60, check=True)
+        job = done.stderr.split()[-1]
+        try:
+            yield job
+        finally:
+            self.call("scancel", job)
+            self._until(lambda: not self.state(job), "the end of the allocation")
+
     def start(self) -> None:
         """Start all daemons and wait until every node is idle.
 
@@ -148,8 +160,7 @@ class SlurmCluster:
                 )
             )
 
-    def _until(self, condition: object, what: str) -> None:
-        assert callable(condition)
+    def _until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + READY_S
         while not condition():
             if time.monotonic() > deadline or any(d.poll() is not None for d in self._daemons):
