@@ -19,13 +19,7 @@ NODES = 3
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[testbed.SlurmCluster]:
-    try:
-        with testbed.slurm_cluster(NODES) as running:
-            yield running
-        assert not running.processes()
-        assert not running.folder.exists()
-    except testbed.SlurmMissing as missing:
-        pytest.skip(str(missing))
+    yield from testbed.running(NODES)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +29,7 @@ def clients(slurm: testbed.SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def job(slurm: testbed.SlurmCluster) -> Iterator[str]:
     with slurm.allocation(NODES) as number:
         yield number

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.testbed.s3 import die_with_parent, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel")
@@ -66,7 +68,7 @@ GresTypes=gpu
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 GraceTime={grace_s}
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=off
 """
-_NODE = "CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000"
+_NODE = f"CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:a100:{GPUS}"
 
 
 class SlurmMissing(Exception):
@@ -122,7 +124,7 @@ class SlurmCluster:
         self._until((munge / "socket").exists, "munged")
         self._daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         for i in range(self.nodes):
-            self._daemon("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", f"n{i + 1}")
+            self._daemon("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", f"node{i + 1}")
         self._until(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == f"idle {self.nodes}", "slurm")
 
     def _make_folders(self) -> None:
@@ -134,14 +136,16 @@ class SlurmCluster:
             os.mknod(self.folder / "dev" / f"gpu{i}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         host = socket.gethostname().split(".")[0]
         nodes = [
-            f"NodeName=n{i + 1} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} {_NODE} Gres=gpu:a100:{GPUS}"
+            f"NodeName=node{i + 1} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} {_NODE}"
             for i in range(self.nodes)
         ]
         conf = _CONF.format(
             host=host, ctld_port=free_port(), folder=self.folder, nodes="\n".join(nodes), grace_s=GRACE_S
         )
         (self.folder / "slurm.conf").write_text(conf)
-        gres = f"AutoDetect=off\nNodeName=n[1-{self.nodes}] Name=gpu Type=a100 File={self.folder}/dev/gpu[0-{GPUS - 1}]"
+        gres = (
+            f"AutoDetect=off\nNodeName=node[1-{self.nodes}] Name=gpu Type=a100 File={self.folder}/dev/gpu[0-{GPUS - 1}]"
+        )
         (self.folder / "gres.conf").write_text(gres + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\nCgroupPlugin=cgroup/v1\n")
 
@@ -186,6 +190,17 @@ class SlurmCluster:
                 if needle in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
                     found.append(int(folder.name))
         return found
+
+
+def running(nodes: int) -> Iterator[SlurmCluster]:
+    """Run a cluster for tests: a fixture's body. Skips with the reason where there can be none."""
+    try:
+        with slurm_cluster(nodes) as cluster:
+            yield cluster
+        assert not cluster.processes()
+        assert not cluster.folder.exists()
+    except SlurmMissing as missing:
+        pytest.skip(str(missing))
 
 
 @contextlib.contextmanager
