@@ -17,6 +17,7 @@ from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
 from fgtrain.place import Place, agree, from_leader
+from fgtrain.pulse import Phase, Pulse
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
@@ -46,6 +47,7 @@ def train(
     *,
     begun: Callable[[Attempt], None],
     stop_asked: Callable[[], bool],
+    pulse: Pulse | None = None,
 ) -> bool:
     """Train to the end, or to a step boundary after some rank was asked to stop.
 
@@ -57,11 +59,14 @@ def train(
         folder: this node's working folder.
         begun: told this attempt, before the first step.
         stop_asked: whether this rank has been asked to stop.
+        pulse: where this rank shows that it moves.
 
     Returns:
         Whether the recipe's last step is committed.
     """
     recipe, plan = run.recipe, run.plan
+    pulse = pulse or Pulse()
+    pulse.phase(Phase.RESTORE)
     journal = Journal(folder, place)
     if recipe.determinism == "bits":
         settle_kernels()
@@ -82,6 +87,7 @@ def train(
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
+    pulse.begun(attempt.attempt)
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
     saver = Saver(
@@ -100,7 +106,7 @@ def train(
     committed = restored.base.step if restored and restored.base else 0
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
-    stepper = Stepper(recipe, plan, place, state)
+    stepper = Stepper(recipe, plan, place, state, pulse)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
@@ -113,12 +119,14 @@ def train(
         stop, done = report.wishes.stop, state.step == plan.steps
         state.bad_images |= dict(report.bad)
         if plan.evaluates_after(state.step):
+            pulse.phase(Phase.EVALUATE)
             result = evaluate(recipe, index.val, state, place)
             train_mode(state.net)
             state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))
             journal.evaluation(state.step, plan.epoch_at(state.step), result)
         if not stop and not done:
             snapshots.after_step(state, report.wishes)
+    pulse.phase(Phase.FINISH)
     if state.step > committed:
         snapshots.last(state, required=state.step == plan.steps)
     saver.close()

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the slow imports: an agent may die while th
     die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
 
 import argparse
+import faulthandler
 import json
 import signal
 import sys
@@ -21,11 +22,13 @@ from types import FrameType
 import msgspec
 
 from fgtrain.errors import FglaunchError, UserError
+from fgtrain.pulse import Pulse
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from fgtrain.stores import open_store
 
 COLLECTIVE_TIMEOUT_S = 300.0
 
+STACKS_SIGNAL = signal.SIGUSR2  # Slurm gives notice by SIGUSR1
 EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop; the snapshot is committed
 EXIT_USER = 2
 
@@ -67,9 +70,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="this node's working folder")
     args = parser.parse_args()
     log = Log(args.folder)
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)  # into the log
     notice = Notice()
     runs = RunStore(open_store(args.store), args.run)
-    progress = _Progress(log)
+    progress = _Progress(log, args.folder)
     try:
         if _train(runs, args.folder, progress, notice):
             return 0
@@ -93,10 +97,11 @@ def _leave_node(runs: RunStore, folder: Path) -> None:
 class _Progress:
     """What a failure report needs to know."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, folder: Path) -> None:
         self.log = log
         self.attempt: Attempt | None = None
         self.rank = int(os.environ.get("RANK", "0"))
+        self.pulse = Pulse(folder, int(os.environ.get("LOCAL_RANK", "0")), self.rank)
 
     def begun(self, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -113,7 +118,12 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) ->
     if index_digest(index) != run.data_digest:
         raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")
     place = places.join(COLLECTIVE_TIMEOUT_S)
-    done = train(run, index, runs, place, folder, begun=progress.begun, stop_asked=lambda: notice.received)
+    done = train(
+        *(run, index, runs, place, folder),
+        begun=progress.begun,
+        stop_asked=lambda: notice.received,
+        pulse=progress.pulse,
+    )
     places.leave()
     return done
 
@@ -128,6 +138,8 @@ def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception)
         kind=_kind(error),
         message=f"{error}" if isinstance(error, FglaunchError) else f"{type(error).__name__}: {error}",
         traceback=traceback.format_exc(),
+        step=progress.pulse.step,
+        folder=str(folder),
     )
     try:
         runs.write(f"errors/{attempt:05d}-{progress.rank:05d}-{os.getpid()}.json", failure)

@@ -7,10 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import Cluster
+from cluster import Cluster, Node
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
+from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
 from launcher.prepare import check_training_installed, world_notes
@@ -47,14 +48,23 @@ def _check_port(run: str, cluster: Cluster, port: int) -> None:
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
-def make_ready(run: str, cluster: Cluster, world: World) -> None:
+def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> None:
     """Make the working folders of a run's nodes.
 
     Raises:
-        ClusterError: one cannot be made.
+        ClusterError: there are not enough nodes, or one cannot be made.
     """
-    for node in cluster.nodes(run, world.nodes):
+    for node in usable_nodes(runs, cluster_name, cluster, world):
         cluster.make_ready(node)
+
+
+def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> list[Node]:
+    """Return the nodes that a run begins on: none that is excluded.
+
+    Raises:
+        ClusterError: there are not enough.
+    """
+    return exclusions.pick(cluster, runs.run, world.nodes, exclusions.excluded_names(runs, cluster_name))
 
 
 def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:
@@ -75,6 +85,8 @@ def conclude(runs: RunStore, outcome: Outcome) -> None:
         say(outcome.traceback.rstrip())
     if outcome.state == "finished":
         say(where_results_are(runs))
+    elif outcome.state == "fenced":
+        say(f"{runs.run}: {outcome.message}")
     elif outcome.state == "stopped":
         say(f"{runs.run}: {outcome.message}; `{resume_command(runs)}` goes on")
     else:

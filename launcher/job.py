@@ -91,9 +91,9 @@ def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Not
     cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
     display = PlainDisplay()
     try:
-        make_ready(run.name, cluster, world)
+        make_ready(runs, job.cluster, cluster, world)
         grace_s = max(queue.lead_s - _MARGIN_S, queue.lead_s / 2)
-        return notice.supervise(Supervisor(run, runs, job.cluster, cluster, world, display, job.port, grace_s))
+        return notice.supervise(Supervisor(run, runs, job.cluster, cluster, world, display, job.port, grace_s=grace_s))
     except ClusterError as error:
         state = queue.look(job.id)
         if state is None or state.leaving:  # nothing can be started on nodes that are being taken away

@@ -14,6 +14,7 @@ from cluster import ClusterError, JobState, Queue, Request, open_queue
 from fgtrain.errors import KeyMissing, StoreError, UserError
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
+from launcher import foreground
 from launcher.clusters import find_entry, work_root
 from launcher.display import Display, make_display
 from launcher.events import decode_events, whole_lines
@@ -106,13 +107,19 @@ def submit(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: Worl
     return job
 
 
-def begin(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None, watch: bool) -> int:
-    """Queue a run and, if asked to, watch it to its end; returns the exit code."""
+def start(
+    queue: Queue | None, run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None, detach: bool
+) -> int:
+    """Start a run as its cluster wants it: as a job, else supervised from here; returns the exit code."""
+    if queue is None and detach:
+        return foreground.detach(runs, cluster, world, port)
+    if queue is None:
+        return foreground.supervise_here(run, runs, cluster, world, port)
     watching = Watch(queue, run, runs)
     watching.skip()
     job = submit(queue, run, runs, cluster, world, port)
     say(f"{run.name} is job {job.id} of {cluster}: fglaunch attach {run.name} --store {runs.store.url}")
-    if watch:
+    if not detach:
         return watching.follow()
     print(run.name)
     return 0
@@ -150,20 +157,18 @@ def refuse_second(run: RunFile, runs: RunStore) -> None:
     Raises:
         UserError
     """
-    status = read_status(runs)
-    if status is None or live_state(status) in ("finished", "failed"):
-        return
     try:
         found = living(run, runs)
     except ClusterError as error:
         say(f"note: whether a job of {run.name} is still queued cannot be told here: {error}")
         return
-    if found:
+    if found and live_state(read_status(runs)) not in ("finished", "failed"):
         job, _, state = found
         raise UserError(
             f"{run.name} has job {job.id} of {job.cluster}, {state.text}, which goes on with it;"
             f" `fglaunch attach {run.name}` watches it, `fglaunch stop {run.name}` calls it off"
         )
+    runs.store.delete(runs.key("job.json"))  # what goes on now is another, or no job
 
 
 def stop(run: RunFile, runs: RunStore) -> bool:

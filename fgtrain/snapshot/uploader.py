@@ -148,6 +148,7 @@ class Service:
             slot = ""  # once told that it is stored, the rank may put something else there
             if self._rank == 0:
                 self.say(self._commit(uploader, header, started))
+                uploader.clean(header.step)
             elif (last := uploader.last) and last.name != self._heard:
                 self._heard = last.name
                 self.say(Committed(last.step, last.name, 0, 0, 0.0))

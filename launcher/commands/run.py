@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from cluster import Cluster, Command, Node, Queue
+from cluster import Command, Node
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
-from launcher import foreground, prepare, queued
+from launcher import foreground, prepare, queued, supervision
 from launcher.clusters import choose, find_cluster, find_queue
+from launcher.fleet import agent_command, rendezvous_command
 from launcher.foreground import say
-from launcher.supervisor import agent_command, rendezvous_command
 
 _SHOWN = 6  # evaluations named by --dry-run
 
@@ -23,6 +24,7 @@ _SHOWN = 6  # evaluations named by --dry-run
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     world = World(args.nodes, args.gpus)
+    settings = supervision.changed(supervision.Supervision(), args.supervise)
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
@@ -35,23 +37,25 @@ def call(args: argparse.Namespace) -> int:
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
     if not args.dry_run and not queue:
-        foreground.make_ready(run.name, cluster, world)
+        foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world)
     for note in notes:
         say(note)
+    if args.dry_run and queue:
+        script = queue.script(queued.request(RunStore(store, run.name), world))
+        print("\n".join([*planned(run, store, world), script.rstrip()]))
+        return 0
     if args.dry_run:
-        print("\n".join(dry_run(run, store, queue or cluster, world, args.port)))
+        nodes = foreground.usable_nodes(RunStore(store, run.name), cluster_name, cluster, world)
+        print("\n".join(dry_run(run, store, nodes, world, args.port)))
         return 0
     runs = prepare.register(run, store)
+    runs.write(supervision.KEY, settings)
     adopt(run, runs)
-    if queue:
-        return queued.begin(queue, run, runs, cluster_name, world, args.port, watch=not args.detach)
-    if args.detach:
-        return foreground.detach(runs, cluster_name, world, args.port)
-    return foreground.supervise_here(run, runs, cluster_name, world, args.port)
+    return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 
 
-def dry_run(run: RunFile, store: Store, where: Cluster | Queue, world: World, port: int | None) -> list[str]:
-    """Return the plan and the command of every node, or the job that would be queued, as lines."""
+def planned(run: RunFile, store: Store, world: World) -> list[str]:
+    """Return the plan, as lines."""
     plan = run.plan
     lines = [
         f"run        {run.name} in {store.url}",
@@ -66,15 +70,17 @@ def dry_run(run: RunFile, store: Store, where: Cluster | Queue, world: World, po
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    if isinstance(where, Queue):
-        return [*lines, *where.script(queued.request(RunStore(store, run.name), world)).splitlines()]
-    nodes = where.nodes(run.name, world.nodes)
+    return lines
+
+
+def dry_run(run: RunFile, store: Store, nodes: Sequence[Node], world: World, port: int | None) -> list[str]:
+    """Return the plan and the command of every node, as lines."""
     meeting = port or "FREE_PORT"
     commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
     for number, node in enumerate(nodes):
         command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
         commands.append((node, command))
-    return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
+    return planned(run, store, world) + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
 
 
 def _spell(node: Node, command: Command) -> str:
