@@ -83,7 +83,7 @@ def main() -> int:
         conclude(runs, outcome)
         return outcome.exit_code
     idle = 0 if newest_step(runs) > before else job.idle + 1
-    return _make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
+    return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
 
 
 def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> Outcome:
@@ -104,7 +104,7 @@ def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Not
         display.close()
 
 
-def _make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> int:
+def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> int:
     """See to it that the run goes on, if this job was not called off; returns the exit code."""
 
     def tell(state: str, message: str) -> None:

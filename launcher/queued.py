@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,10 @@ def attach(run: RunFile, runs: RunStore) -> int | None:
     return Watch(queue_of(job, run), run, runs).follow()
 
 
-def living(run: RunFile, runs: RunStore) -> tuple[Job, Queue, JobState] | None:
+Opener = Callable[[Job, RunFile], Queue]
+
+
+def living(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> tuple[Job, Queue, JobState] | None:
     """Return a run's job if the queue knows of it; a run that waits for one that is gone is told to be stopped.
 
     Raises:
@@ -142,7 +146,7 @@ def living(run: RunFile, runs: RunStore) -> tuple[Job, Queue, JobState] | None:
     job = read_job(runs)
     if job is None or not job.id:
         return None
-    queue = queue_of(job, run)
+    queue = opener(job, run)
     state = queue.look(job.id)
     if state:
         return job, queue, state
@@ -151,14 +155,14 @@ def living(run: RunFile, runs: RunStore) -> tuple[Job, Queue, JobState] | None:
     return None
 
 
-def refuse_second(run: RunFile, runs: RunStore) -> None:
+def refuse_second(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> None:
     """Refuse to go on with a run whose job will do that by itself.
 
     Raises:
         UserError
     """
     try:
-        found = living(run, runs)
+        found = living(run, runs, opener)
     except ClusterError as error:
         say(f"note: whether a job of {run.name} is still queued cannot be told here: {error}")
         return
@@ -171,13 +175,13 @@ def refuse_second(run: RunFile, runs: RunStore) -> None:
     runs.store.delete(runs.key("job.json"))  # what goes on now is another, or no job
 
 
-def stop(run: RunFile, runs: RunStore) -> bool:
+def stop(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> bool:
     """Call off a job whose supervisor cannot be asked to stop: it waits, or has fallen silent. False: there is none.
 
     Raises:
         ClusterError: the queue does not answer.
     """
-    if live_state(read_status(runs)) in ("running", "finished", "failed") or not (found := living(run, runs)):
+    if live_state(read_status(runs)) in ("running", "finished", "failed") or not (found := living(run, runs, opener)):
         return False
     job, queue, _ = found
     runs.write("stop", {"asked": time.time()})  # should it begin this very moment
