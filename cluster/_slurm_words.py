@@ -108,7 +108,7 @@ def job_options(settings: Settings, request: Request, project: Path, log: str) -
 
 def job_script(settings: Settings, request: Request, project: Path, work: Path, python: str) -> str:
     """Return a batch script whose only program is what the request names."""
-    log = f"{work}/{request.run}/slurm-%j.log"
+    log = f"{str(work).replace('%', '%%')}/{request.run}/slurm-%j.log"
     return "\n".join(
         [
             "#!/bin/bash",

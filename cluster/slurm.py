@@ -38,7 +38,7 @@ def _call(*argv: str, stdin: str | None = None, clean: bool = False) -> str:
         ClusterError: it failed, with the last thing that it said.
     """
     # What a job's environment says of that job would be taken for options of the next.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     try:
         done = subprocess.run(
             argv,

@@ -103,6 +103,23 @@ def test_killed_step_is_replaced_and_scancel_leaves_nothing(runs: Runs, slurm: S
     assert runs.json("snapshots", "hurt")[-1]["step"] >= done
 
 
+def test_preempted_job_uses_its_time_of_grace_and_loses_no_step(runs: Runs, slurm: SlurmCluster) -> None:
+    """Slurm tells the steps only, and ends the job a while later: by then it has made way by itself."""
+    with runs.start("taken", *RECIPE, *QUEUED, "--set", "epochs=16", "--name", "taken") as run:
+        run.wait_step(3)
+        first = job_of(runs, "taken")
+        slurm.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+        run.wait_step(5, attempt=2)
+        events = run.events()
+        assert job_of(runs, "taken") != first
+        assert runs.call("stop", "taken").returncode == 0
+        assert run.wait() == 130, run.output()
+    second = next(e for e in events if e["event"] == "attempt" and e["attempt"] == 2)
+    before = [e["step"] for e in events[: events.index(second)] if e["event"] in ("step", "snapshot")]
+    assert second["step"] == max(before) >= 3
+    assert_nothing_left(runs, slurm, job_of(runs, "taken"))
+
+
 def test_run_that_waits_in_the_queue_is_called_off(runs: Runs, slurm: SlurmCluster) -> None:
     config = Path(runs.env["FGLAUNCH_CLUSTERS"])
     config.write_text(CLUSTERS + 'extra = ["--begin=now+1hour"]\n')
