@@ -129,13 +129,15 @@ class JobState(NamedTuple):
         waits: it has not begun, or not begun again.
         text: its state, and why.
         starts: how often it was begun anew.
-        leaving: the queue has told it to go.
+        leaving: the queue takes its nodes for others, and it may go on later.
+        called_off: somebody has ended it, and its end has begun.
     """
 
     waits: bool
     text: str
     starts: int
     leaving: bool
+    called_off: bool = False
 
 
 @runtime_checkable

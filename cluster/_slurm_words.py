@@ -151,6 +151,7 @@ def parse_job(output: str, now_starts: int | None = None) -> JobState | None:
         text=state if reason == "None" else f"{state} ({reason})",
         starts=starts,
         leaving=back or fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown"),
+        called_off=state == "COMPLETING" and not back and reason != "TimeLimit",
     )
 
 

@@ -214,6 +214,7 @@ class SlurmCluster:
         self._project, self._work = project, work
         self._python = settings.python or sys.executable
         self._known: list[tuple[str, str]] = []
+        self._leaving = False
         # What the job's environment says of memory and tasks would be taken for options of each step.
         dropped = ("SLURM_MEM_", "SLURM_NTASKS", "SLURM_TASKS", "SLURM_CPU_BIND", "FGLAUNCH_STARTER_PID")
         self.step_env = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
@@ -285,7 +286,9 @@ class SlurmCluster:
         )
 
     def start(self, node: Node, command: Command) -> StepProcess:
-        """See `Cluster`."""
+        """See `Cluster`. Nothing is started on nodes that are being taken away: it would not hear of that."""
+        if self._leaving:
+            raise ClusterError(f"cannot start {command.argv[0]}: Slurm takes the nodes of job {self.job} away")
         return StepProcess(self, node, command)
 
     def find(self, node: Node, name: str) -> None:
@@ -302,11 +305,11 @@ class SlurmCluster:
 
     def leaving(self) -> bool:
         """Tell whether Slurm takes the nodes away; then it has sent SIGTERM to all steps itself."""
-        try:
-            state = SlurmQueue(words.Settings(), self._project, self._work).look(self.job)
-        except ClusterError:
-            return False
-        return state is None or state.leaving or state.text.startswith("COMPLETING")
+        if not self._leaving:
+            with contextlib.suppress(ClusterError):
+                state = SlurmQueue(words.Settings(), self._project, self._work).look(self.job)
+                self._leaving = state is None or state.leaving or state.text.startswith("COMPLETING")
+        return self._leaving
 
     def lost_step(self) -> None:
         """Look why a step ended that nobody here had asked to.
@@ -314,9 +317,14 @@ class SlurmCluster:
         When Slurm takes nodes for another job it grants a time of grace, but tells the steps only. Whoever listens to
         SIGUSR1 here is told too, as before the end of the job's time.
         """
-        listens = callable(signal.getsignal(signal.SIGUSR1))
-        if listens and self.job == os.environ.get("SLURM_JOB_ID") and self.leaving():
-            os.kill(os.getpid(), signal.SIGUSR1)
+        queue = SlurmQueue(words.Settings(), self._project, self._work)
+        if self.job != queue.own or not callable(signal.getsignal(signal.SIGUSR1)):
+            return
+        with contextlib.suppress(ClusterError):
+            state = queue.look(self.job)
+            if state and state.leaving and not (state.waits or state.called_off):
+                self._leaving = True
+                os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> SlurmCluster:

@@ -115,7 +115,7 @@ def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notic
     now = queue.look(job.id)
     if now and now.waits:
         tell(WAITING, f"job {job.id} was put back in the queue")
-    elif not notice.came:
+    elif now is None or now.called_off or not notice.came:
         tell("stopped", f"job {job.id} was called off")
     elif job.idle >= PATIENCE:
         tell("failed", f"{PATIENCE} allocations in a row committed nothing: more time, or snapshots more often")

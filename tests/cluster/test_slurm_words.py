@@ -101,8 +101,8 @@ def job(state: str, **fields: str) -> str:
 
 def test_job_waits_runs_and_is_over() -> None:
     waiting = words.parse_job(job("PENDING", Reason="Resources"))
-    assert waiting == (True, "PENDING (Resources)", 0, False)
-    assert words.parse_job(job("RUNNING", PreemptTime="None")) == (False, "RUNNING", 0, False)
+    assert waiting == (True, "PENDING (Resources)", 0, False, False)
+    assert words.parse_job(job("RUNNING", PreemptTime="None")) == (False, "RUNNING", 0, False, False)
     for state in ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL"):
         assert words.parse_job(job(state)) is None
 
@@ -118,10 +118,16 @@ def test_job_that_was_put_back_knows_it_by_its_restarts() -> None:
     """In both cases Slurm calls the state COMPLETING as long as the nodes are not free."""
     back = words.parse_job(job("COMPLETING", Restarts="2"), now_starts=1)
     assert back is not None
-    assert (back.waits, back.leaving) == (True, True)
+    assert (back.waits, back.leaving, back.called_off) == (True, True, False)
     cancelled = words.parse_job(job("COMPLETING", Restarts="1"), now_starts=1)
     assert cancelled is not None
-    assert (cancelled.waits, cancelled.leaving) == (False, False)
+    assert (cancelled.waits, cancelled.leaving, cancelled.called_off) == (False, False, True)
+
+
+def test_job_whose_time_is_over_was_not_called_off() -> None:
+    late = words.parse_job(job("COMPLETING", Reason="TimeLimit"), now_starts=0)
+    assert late is not None
+    assert not late.called_off
 
 
 def test_nodes_are_read_with_their_addresses() -> None:

@@ -101,9 +101,20 @@ def test_job_that_was_put_back_waits(run: RunFile, runs: RunStore, notice: Notic
     assert not queue.asked
 
 
-def test_job_that_was_called_off_stays_so(run: RunFile, runs: RunStore, notice: Notice) -> None:
-    queue = FakeQueue()
+@pytest.mark.parametrize("state", [RUNNING, None])
+def test_job_that_was_called_off_stays_so(run: RunFile, runs: RunStore, notice: Notice, state: JobState | None) -> None:
+    queue = FakeQueue(state)
     assert make_way(run, runs, job(), queue, notice) != 0
+    assert said(runs) == ("stopped", "job 17 was called off")
+    assert not queue.asked
+
+
+def test_job_that_is_called_off_while_its_time_ends_asks_for_no_more(
+    run: RunFile, runs: RunStore, notice: Notice
+) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    queue = FakeQueue(RUNNING._replace(text="COMPLETING", called_off=True))
+    make_way(run, runs, job(), queue, notice)
     assert said(runs) == ("stopped", "job 17 was called off")
     assert not queue.asked
 
