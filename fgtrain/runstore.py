@@ -13,6 +13,8 @@ runs/<run>/abandoned/<step>-<attempt>    one that `resume --from` an older step 
 runs/<run>/fence.json                    the attempt that did so: what earlier ones hold in memory is void
 runs/<run>/parent                        the weights that the run began with: another run's manifest, less the rest
 runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
+runs/<run>/notices/<node>-<ms>-<hash>    what a node was told of its end (`fgtrain.notice.NoticeRecord`)
+runs/<run>/logs/<stream>/<offset>        a stretch of what a rank, or a node's agent, wrote (`fgtrain.logs`)
 runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
 chunks/<hh>/<sha256>                     contents, shared by all runs of the store
 trash/<hh>/<sha256>                      contents that a collection is about to delete

@@ -21,7 +21,9 @@ from types import FrameType
 
 import msgspec
 
+from fgtrain.departure import EXIT_LEFT
 from fgtrain.errors import FglaunchError, UserError
+from fgtrain.notice import Flag, Watch
 from fgtrain.pulse import Pulse
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from fgtrain.stores import open_store
@@ -29,20 +31,30 @@ from fgtrain.stores import open_store
 COLLECTIVE_TIMEOUT_S = 300.0
 
 STACKS_SIGNAL = signal.SIGUSR2  # Slurm gives notice by SIGUSR1
-EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop; the snapshot is committed
 EXIT_USER = 2
 
 
 class Notice:
-    """Whether this process has been asked to stop (SIGTERM: preemption, or the user's Ctrl-C passed on)."""
+    """Whether this process has been asked to stop: by a signal, or with its node (`fgtrain.notice`)."""
 
-    def __init__(self) -> None:
-        self.received = False
-        signal.signal(signal.SIGTERM, self._take)
+    def __init__(self, folder: Path) -> None:
+        self._received = False
+        self._watch = Watch(Flag(folder))
+        for sig in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(sig, self._take)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
-        self.received = True
+        self._received = True
+
+    def stop_asked(self) -> bool:
+        """Tell whether to leave at the next step boundary."""
+        self._watch.look()
+        return self._received or self._watch.leave
+
+    def save_asked(self) -> bool:
+        """Tell, once for each time, whether an early snapshot is asked for."""
+        return self._watch.take_save()
 
 
 class Log:
@@ -56,6 +68,7 @@ class Log:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+        faulthandler.enable()  # of a crash in native code, at least where it happened
 
     def rename(self, attempt: int, rank: int) -> None:
         """Call the file by attempt and rank."""
@@ -71,14 +84,14 @@ def main() -> int:
     args = parser.parse_args()
     log = Log(args.folder)
     faulthandler.register(STACKS_SIGNAL, all_threads=True)  # into the log
-    notice = Notice()
+    notice = Notice(args.folder)
     runs = RunStore(open_store(args.store), args.run)
     progress = _Progress(log, args.folder)
     try:
         if _train(runs, args.folder, progress, notice):
             return 0
         _leave_node(runs, args.folder)
-        return EXIT_STOPPED
+        return EXIT_LEFT
     except Exception as error:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
@@ -121,7 +134,8 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) ->
     done = train(
         *(run, index, runs, place, folder),
         begun=progress.begun,
-        stop_asked=lambda: notice.received,
+        stop_asked=notice.stop_asked,
+        save_asked=notice.save_asked,
         pulse=progress.pulse,
     )
     places.leave()

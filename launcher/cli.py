@@ -151,7 +151,8 @@ def _add_logs(p: argparse.ArgumentParser) -> None:
     _add_run_name(p)
     p.add_argument("-f", "--follow", action="store_true", help="go on printing what is added")
     p.add_argument("--rank", type=int, metavar="R", help="of this rank only")
-    p.add_argument("--attempt", type=int, metavar="A", help="of this attempt only (default: the newest)")
+    p.add_argument("--attempt", type=int, metavar="A", help="of this attempt (default: the newest; 0: before any)")
+    p.add_argument("--agents", action="store_true", help="what agents and the processes beside them wrote instead")
 
 
 def _add_resume(p: argparse.ArgumentParser) -> None:

@@ -204,7 +204,12 @@ def agent_command(
         devices=devices_of(world, number) if shared else None,
         bits=run.recipe.determinism == "bits",
     )
-    return Command("agent", argv, env)
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+
+
+def seat_count(world: World) -> int:
+    """Return on how many nodes agents are started."""
+    return world.nodes
 
 
 def devices_of(world: World, number: int) -> str | None:

@@ -14,9 +14,11 @@ from fgtrain.runstore import RunFile, RunStore
 from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
+from launcher.fleet import seat_count
+from launcher.outcome import Outcome
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
-from launcher.supervisor import Outcome, Supervisor
+from launcher.supervisor import Supervisor
 
 _START_TIMEOUT_S = 30.0
 
@@ -64,7 +66,7 @@ def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: Wor
     Raises:
         ClusterError: there are not enough.
     """
-    return exclusions.pick(cluster, runs.run, world.nodes, exclusions.excluded_names(runs, cluster_name))
+    return exclusions.pick(cluster, runs.run, seat_count(world), exclusions.excluded_names(runs, cluster_name))
 
 
 def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:

@@ -23,9 +23,10 @@ from fgtrain.stores import open_store
 from launcher.clusters import work_root
 from launcher.display import PlainDisplay
 from launcher.foreground import conclude, make_ready, say
+from launcher.outcome import Outcome
 from launcher.queued import WAITING, Job, queue_of, read_job, write_state
 from launcher.status import existing_run, read_status
-from launcher.supervisor import Outcome, Supervisor
+from launcher.supervisor import Supervisor
 
 PATIENCE = 3
 """Allocations in a row that commit nothing before the run is given up."""

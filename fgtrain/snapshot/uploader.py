@@ -68,7 +68,11 @@ def main() -> None:
     """Serve orders until told to quit, or until the rank's end of the pipe is closed."""
     start = msgspec.json.decode(sys.argv[1], type=Start)
     die_with_parent(parent=start.parent)
-    for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
+    for sig in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGUSR1,
+    ):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
     receiver = Receiver(start.host, Path(start.memory), start.token, start.port) if start.token else None

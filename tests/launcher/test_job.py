@@ -19,9 +19,9 @@ from fgtrain.stores import open_store
 from launcher import job as in_job
 from launcher import queued
 from launcher.job import EXIT_GOES_ON, PATIENCE, Notice, make_way
+from launcher.outcome import Outcome
 from launcher.queued import WAITING, Job
 from launcher.status import read_status
-from launcher.supervisor import Outcome
 from tests.fgtrain.test_runstore import run_file
 
 NUMBERS = itertools.count()
