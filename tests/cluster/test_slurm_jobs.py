@@ -55,7 +55,7 @@ def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
 @pytest.mark.parametrize("cluster", ["same", "other"])
 def test_job_told_that_its_time_is_over_is_gone_on_with(runs: Runs, slurm: SlurmCluster, cluster: str) -> None:
     name = f"told-{cluster}"
-    with runs.start(name, *RECIPE, "--set", "epochs=4", "--cluster", cluster, "--name", name) as run:
+    with runs.start(name, *RECIPE, "--set", "epochs=2", "--cluster", cluster, "--name", name) as run:
         run.wait_step(7)
         first = row(runs, name)["job"]
         slurm.call("scancel", "--batch", "--signal=USR1", first)
@@ -69,7 +69,7 @@ def test_job_told_that_its_time_is_over_is_gone_on_with(runs: Runs, slurm: Slurm
 
 
 def test_job_that_slurm_puts_back_is_gone_on_with(runs: Runs, slurm: SlurmCluster) -> None:
-    with runs.start("back", *RECIPE, "--set", "epochs=4", "--cluster", "same", "--name", "back") as run:
+    with runs.start("back", *RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "back") as run:
         run.wait_step(7)
         job = row(runs, "back")["job"]
         slurm.call("scontrol", "requeue", job)
@@ -114,7 +114,7 @@ def test_killed_step_is_started_again_and_a_cancelled_job_leaves_nothing(runs: R
 
 
 def test_watching_may_end_and_begin_again(runs: Runs, slurm: SlurmCluster) -> None:
-    done = runs.call(*RECIPE, "--set", "epochs=4", "--cluster", "same", "--name", "alone", "--detach")
+    done = runs.call(*RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "alone", "--detach")
     assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
     watched = runs.call("attach", "alone")
     assert watched.returncode == 0, watched.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,54 +100,3 @@ def test_killed_step_is_replaced_and_scancel_leaves_nothing(runs: Runs, slurm: S
     assert state_of(runs, "hurt") == "stopped"
     assert_nothing_left(runs, slurm, job)
     assert runs.json("snapshots", "hurt")[-1]["step"] >= done
-
-
-def test_preempted_job_uses_its_time_of_grace_and_loses_no_step(runs: Runs, slurm: SlurmCluster) -> None:
-    """Slurm tells the steps only, and ends the job a while later: by then it has made way by itself."""
-    with runs.start("taken", *RECIPE, *QUEUED, "--set", "epochs=16", "--name", "taken") as run:
-        run.wait_step(3)
-        first = job_of(runs, "taken")
-        slurm.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-        run.wait_step(5, attempt=2)
-        events = run.events()
-        assert job_of(runs, "taken") != first
-        assert runs.call("stop", "taken").returncode == 0
-        assert run.wait() == 130, run.output()
-    second = next(e for e in events if e["event"] == "attempt" and e["attempt"] == 2)
-    before = [e["step"] for e in events[: events.index(second)] if e["event"] in ("step", "snapshot")]
-    assert second["step"] == max(before) >= 3
-    assert_nothing_left(runs, slurm, job_of(runs, "taken"))
-
-
-def test_run_that_waits_in_the_queue_is_called_off(runs: Runs, slurm: SlurmCluster) -> None:
-    config = Path(runs.env["FGLAUNCH_CLUSTERS"])
-    config.write_text(CLUSTERS + 'extra = ["--begin=now+1hour"]\n')
-    done = runs.call(*RECIPE, *QUEUED, "--name", "patient", "--detach")
-    config.write_text(CLUSTERS)
-    assert (done.returncode, done.stdout) == (0, "patient\n"), done.stderr
-    job = job_of(runs, "patient")
-    assert state_of(runs, "patient") == "waiting"
-    again = runs.call("resume", "patient", "--cluster", "local")
-    assert again.returncode == 2
-    assert f"patient has job {job} of lab, PENDING" in again.stderr
-    assert runs.call("stop", "patient").returncode == 0
-    assert state_of(runs, "patient") == "stopped"
-    wait_for(lambda: not slurm.state(job), "the job is gone", 30)
-
-
-def test_dry_run_prints_the_script_and_leaves_no_trace(runs: Runs, slurm: SlurmCluster) -> None:
-    done = runs.call(*RECIPE, *QUEUED, "--name", "thought", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "#SBATCH --gres=gpu:a100:1" in done.stdout.splitlines()
-    assert done.stdout.rstrip().endswith(f" -m launcher.job {runs.store} thought")
-    assert not (runs.work / "thought").exists()
-    assert not slurm.call("squeue", "--noheader", "--name=thought")
-
-
-def test_setting_that_is_wrong_is_the_users_mistake(runs: Runs) -> None:
-    config = Path(runs.env["FGLAUNCH_CLUSTERS"])
-    config.write_text(CLUSTERS + "acount = 3\n")
-    done = runs.call(*RECIPE, *QUEUED)
-    config.write_text(CLUSTERS)
-    assert done.returncode == 2
-    assert done.stderr.startswith("fglaunch: slurm: Object contains unknown field `acount`")
