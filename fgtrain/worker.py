@@ -94,11 +94,23 @@ def main(begun: float) -> int:
     runs = RunStore(open_store(args.store), args.run)
     progress = _Progress(log, args.folder)
     try:
-        return 0 if _train(runs, args.folder, progress, notice, phases) else EXIT_LEFT
+        if _train(runs, args.folder, progress, notice, phases):
+            return 0
+        _leave_node(runs, args.folder)
+        return EXIT_LEFT
     except Exception as error:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
         return EXIT_USER if isinstance(error, UserError) else 1
+
+
+def _leave_node(runs: RunStore, folder: Path) -> None:
+    """Free the host memory that the run holds here if this node is not the run's to keep."""
+    from fgtrain.snapshot.memory import forget, memory_folders
+
+    if "FGLAUNCH_LEAVES_NODES" in os.environ:
+        for memory in memory_folders(runs.run, folder):
+            forget(memory)
 
 
 class _Progress:

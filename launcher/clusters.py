@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster, kinds, open_cluster
+from cluster import Cluster, Queue, kinds, open_cluster, open_queue
 from fgtrain import lease
 from fgtrain.errors import UserError
 from launcher import money
@@ -61,12 +61,11 @@ def choose(name: str | None, last: str | None = None) -> str:
     return name or last or str(read_config().get("default", "local"))
 
 
-def find_cluster(name: str, project: Path) -> Cluster:
-    """Open a cluster by its name, to run in `project`.
+def find_entry(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the backend of a cluster, by the cluster's name, and its settings.
 
     Raises:
         UserError: there is none of this name, or its entry is wrong.
-        ClusterError: its backend cannot make sense of its settings.
     """
     known = entries(read_config())
     entry = known.get(name) or ({"kind": name} if name in kinds() else None)
@@ -74,8 +73,27 @@ def find_cluster(name: str, project: Path) -> Cluster:
         raise UserError(f"--cluster {name}: {config_file()} has no [{name}]; there are: {', '.join(sorted(known))}")
     if not isinstance(entry.get("kind"), str):
         raise UserError(f"{config_file()}: [{name}] has no kind; there are: {', '.join(kinds())}")
-    settings = {key: value for key, value in entry.items() if key not in ("kind", *money.SETTINGS)}
-    return open_cluster(entry["kind"], settings, project, work_root())
+    return entry["kind"], {key: value for key, value in entry.items() if key not in ("kind", *money.SETTINGS)}
+
+
+def find_cluster(name: str, project: Path) -> Cluster:
+    """Open a cluster by its name, to run in `project`.
+
+    Raises:
+        UserError: there is none of this name, or its entry is wrong.
+        ClusterError: its backend cannot make sense of its settings.
+    """
+    return open_cluster(*find_entry(name), project, work_root())
+
+
+def find_queue(name: str, project: Path) -> Queue | None:
+    """Open the queue that jobs for a cluster wait in; None if it has none, or this is inside one of its jobs.
+
+    Raises:
+        UserError, ClusterError: as `find_cluster`.
+    """
+    queue = open_queue(*find_entry(name), project, work_root())
+    return queue if queue and not queue.own else None
 
 
 def terms_of(name: str) -> money.Terms:

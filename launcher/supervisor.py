@@ -49,9 +49,10 @@ class Supervisor:
         show: Callable[[Event], None],
         port: int | None,
         clock: Clock | None = None,
+        grace_s: float = _GRACE_S,
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
-        self._port, self._cluster_name = port, cluster_name
+        self._port, self._cluster_name, self._grace_s = port, cluster_name, grace_s
         self._clock = clock or SystemClock()
         self._settings: Supervision = recorded(runs)
         self._site = replacing.Site(
@@ -79,7 +80,7 @@ class Supervisor:
             try:
                 outcome = self._begin() or self._watch()
                 if not self._fenced:
-                    self._fleet.stop(_GRACE_S)
+                    self._fleet.stop(self._grace_s)
                     self._pass_on_events()
             finally:
                 self._end()
@@ -227,7 +228,7 @@ class Supervisor:
     def _restart_all(self, why: str) -> None:
         at_once = not self._incidents.open_nodes
         self._incidents.add(self._clock.now(), Sign("lost", why, self._clock.time()))
-        self._fleet.stop(_GRACE_S)
+        self._fleet.stop(self._grace_s)
         self._fleet.kill()
         for seat in self._fleet.seats:
             seat.due = self._clock.now() if at_once else None
@@ -292,7 +293,7 @@ class Supervisor:
         delay, cause = decision.retry.delay_s, decision.cause
         seat = self._fleet.seat(cause.node)
         if delay and not (cause.kind == "lost" and seat and seat.agent is None):
-            self._fleet.stop(_GRACE_S)
+            self._fleet.stop(self._grace_s)
             self._fleet.kill()
         for each in self._fleet.seats:
             if each.agent is None:

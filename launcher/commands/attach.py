@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster import Node
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from launcher import queued
 from launcher.clusters import find_cluster
 from launcher.display import make_display
 from launcher.events import decode_events, whole_lines
@@ -29,6 +30,8 @@ def call(args: argparse.Namespace) -> int:
     """
     runs = RunStore(open_store(args.store or default_store()), args.run)
     run = existing_run(runs)
+    if (code := queued.attach(run, runs)) is not None:
+        return code
     status = read_status(runs)
     cluster = find_cluster(status.cluster if status else "local", Path(run.cwd))
     offsets: dict[str, int] = {}

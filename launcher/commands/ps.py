@@ -16,6 +16,7 @@ from fgtrain.runstore import RunFile, RunStore, run_names
 from fgtrain.stores import open_store
 from launcher.money import spell_cost
 from launcher.prepare import default_store
+from launcher.queued import read_job
 from launcher.status import live_state, read_status
 
 
@@ -29,21 +30,22 @@ def call(args: argparse.Namespace) -> int:
         return 0
     table = Table(box=None, pad_edge=False)
     priced = any(r["cost"] is not None for r in rows)
-    for heading in ("run", "state", "step", "of", "recipe", "begun", *(["cost"] if priced else [])):
+    for heading in ("run", "state", "step", "of", "recipe", "begun", "job", *(["cost"] if priced else [])):
         table.add_column(heading, justify="right" if heading in ("step", "of") else "left")
     for r in rows:
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["created"]))
         cost = [spell_cost(r["cost"], r["step"])] if priced else []
-        table.add_row(r["run"], r["state"], str(r["step"]), str(r["steps"]), r["recipe"], begun, *cost)
+        table.add_row(r["run"], r["state"], str(r["step"]), str(r["steps"]), r["recipe"], begun, r["job"], *cost)
     Console().print(table)
     return 0
 
 
 def _row(runs: RunStore) -> dict[str, Any]:
     try:
-        run, status, spend = runs.read("run.json", RunFile), read_status(runs), read_spend(runs)
+        run, status = runs.read("run.json", RunFile), read_status(runs)
+        spend, job = read_spend(runs), read_job(runs)
     except (Corrupt, KeyMissing) as error:  # of another version, damaged, or just deleted: the others are listed
-        blank = {"step": 0, "steps": 0, "recipe": "", "created": 0.0, "hours": 0.0, "cost": None}
+        blank = {"step": 0, "steps": 0, "recipe": "", "created": 0.0, "job": "", "hours": 0.0, "cost": None}
         return {"run": runs.run, "state": "unreadable", **blank, "message": str(error)}
     return {
         "run": run.name,
@@ -52,6 +54,7 @@ def _row(runs: RunStore) -> dict[str, Any]:
         "steps": run.plan.steps,
         "recipe": run.recipe_file,
         "created": run.created,
+        "job": job.id if job else "",
         "hours": round(spend.seconds / 3600, 4),
         "cost": spend.cost,
         "message": status.message if status else "",

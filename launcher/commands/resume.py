@@ -18,8 +18,8 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, limits, prepare, supervision
-from launcher.clusters import choose, find_cluster, prices_on
+from launcher import foreground, limits, prepare, queued, supervision
+from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import clear
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
@@ -38,11 +38,12 @@ def call(args: argparse.Namespace) -> int:
     if state == "finished" and args.from_step is None:
         say(foreground.where_results_are(runs))
         return 0
+    queued.refuse_second(run, runs)
     if not args.as_recorded:
         check_unchanged(run)
     world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
     cluster_name = choose(args.cluster, status.cluster if status else None)
-    cluster = find_cluster(cluster_name, Path(run.cwd))
+    cluster, queue = find_cluster(cluster_name, Path(run.cwd)), find_queue(cluster_name, Path(run.cwd))
     asked = limits.asked(args)
     limits.check_priced(asked, prices_on(cluster_name, cluster))
     foreground.check_store(runs.store, cluster_name, cluster)
@@ -50,7 +51,8 @@ def call(args: argparse.Namespace) -> int:
     check_data(run)
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)
-    foreground.make_ready(runs, cluster_name, cluster, world)
+    if not queue:
+        foreground.make_ready(runs, cluster_name, cluster, world)
     limits.set_limits(runs, asked)
     for note in notes:
         say(note)
@@ -60,9 +62,7 @@ def call(args: argparse.Namespace) -> int:
         if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
             clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
-    if args.detach:
-        return foreground.detach(runs, cluster_name, world, args.port)
-    return foreground.supervise_here(run, runs, cluster_name, world, args.port)
+    return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 
 
 def go_back(runs: RunStore, step: int) -> None:

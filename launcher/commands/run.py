@@ -13,8 +13,8 @@ from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
-from launcher import foreground, limits, prepare, supervision
-from launcher.clusters import choose, find_cluster, prices_on
+from launcher import foreground, limits, prepare, queued, supervision
+from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import agent_command, rendezvous_command
 from launcher.foreground import say
 
@@ -29,7 +29,7 @@ def call(args: argparse.Namespace) -> int:
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
-    cluster = find_cluster(cluster_name, Path.cwd())
+    cluster, queue = find_cluster(cluster_name, Path.cwd()), find_queue(cluster_name, Path.cwd())
     limits.check_priced(asked, prices_on(cluster_name, cluster))
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
@@ -39,10 +39,14 @@ def call(args: argparse.Namespace) -> int:
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
-    if not args.dry_run:
+    if not args.dry_run and not queue:
         foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world)
     for note in notes:
         say(note)
+    if args.dry_run and queue:
+        script = queue.script(queued.request(RunStore(store, run.name), world))
+        print("\n".join([*planned(run, store, world), script.rstrip()]))
+        return 0
     if args.dry_run:
         nodes = foreground.usable_nodes(RunStore(store, run.name), cluster_name, cluster, world)
         print("\n".join(dry_run(run, store, cluster, nodes, world, args.port)))
@@ -51,15 +55,11 @@ def call(args: argparse.Namespace) -> int:
     runs.write(supervision.KEY, settings)
     limits.set_limits(runs, asked)
     adopt(run, runs)
-    if args.detach:
-        return foreground.detach(runs, cluster_name, world, args.port)
-    return foreground.supervise_here(run, runs, cluster_name, world, args.port)
+    return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 
 
-def dry_run(
-    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
-) -> list[str]:
-    """Return the plan and the command of every node, as lines."""
+def planned(run: RunFile, store: Store, world: World) -> list[str]:
+    """Return the plan, as lines."""
     plan = run.plan
     lines = [
         f"run        {run.name} in {store.url}",
@@ -74,12 +74,19 @@ def dry_run(
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
+    return lines
+
+
+def dry_run(
+    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
+) -> list[str]:
+    """Return the plan and the command of every node, as lines."""
     where, meeting = cluster.rendezvous_node(run.name) or nodes[0], port or "FREE_PORT"
     commands = [(where, rendezvous_command(where, meeting))]
     for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
         command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
-    return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
+    return planned(run, store, world) + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
 
 
 def _world(world: World) -> str:

@@ -12,6 +12,7 @@ from cluster import Cluster, Node
 from fgtrain.errors import UserError
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
+from launcher import queued
 from launcher.clusters import find_cluster
 from launcher.fleet import clear, still_runs
 from launcher.foreground import resume_command, say
@@ -29,6 +30,8 @@ def call(args: argparse.Namespace) -> int:
     run = existing_run(runs)
     status = read_status(runs)
     state = live_state(status)
+    if queued.stop(run, runs):
+        return 0
     if state == "lost" and status and _stop_orphans(run, runs, status):
         return 0
     if state != "running":

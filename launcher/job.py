@@ -1,0 +1,154 @@
+"""What a run's job runs: its supervisor, inside the allocation. `python -m launcher.job STORE RUN`
+
+Every time the job begins, the run goes on from its newest snapshot. When the job's time is nearly over (SIGUSR1), or
+its nodes are taken away, a last snapshot is committed and another allocation asked for, as the cluster's settings say.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from cluster import ClusterError, Queue, open_cluster
+from fgtrain.errors import FglaunchError, UserError
+from fgtrain.plan import World
+from fgtrain.runstore import RunFile, RunStore
+from fgtrain.stores import open_store
+from launcher.clusters import work_root
+from launcher.display import PlainDisplay
+from launcher.foreground import conclude, make_ready, say
+from launcher.outcome import Outcome
+from launcher.queued import WAITING, Job, queue_of, read_job, write_state
+from launcher.status import existing_run, read_status
+from launcher.supervisor import Supervisor
+
+PATIENCE = 3
+"""Allocations in a row that commit nothing before the run is given up."""
+EXIT_GOES_ON = 75  # EX_TEMPFAIL: this job is over, the run is not
+_MARGIN_S = 15.0  # of the time between the signal and the end: to stop all and to ask for more
+
+
+class Notice:
+    """SIGUSR1: time is nearly over. The supervisor, which listens to SIGTERM, is stopped by it."""
+
+    def __init__(self) -> None:
+        self.came = self.ended = self._supervises = False
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGUSR1, self._take)
+
+    def supervise(self, supervisor: Supervisor) -> Outcome:
+        """Supervise until the end, or a signal."""
+        self._supervises = True
+        try:
+            if self.came or self.ended:
+                return Outcome("stopped", 130, "interrupted")
+            return supervisor.supervise()
+        finally:
+            self._supervises = False
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        self.came = True
+        if self._supervises:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _end(self, signum: int, frame: FrameType | None) -> None:
+        self.ended = True
+
+
+def main() -> int:
+    """Supervise the run to its end, or until this job must make way."""
+    notice = Notice()
+    url, name = sys.argv[1:]
+    runs = RunStore(open_store(url), name)
+    run = existing_run(runs)
+    job = read_job(runs)
+    if job is None:
+        raise UserError(f"{url} says nothing of a job of {name}")
+    queue = queue_of(job, run)
+    if (status := read_status(runs)) and status.state == "finished":
+        return 0
+    if runs.exists("stop"):
+        write_state(runs, run, job.cluster, "stopped", "stopped on request")
+        return 0
+    job = msgspec.structs.replace(job, id=queue.own)
+    runs.write("job.json", job)
+    before = newest_step(runs)
+    outcome = _supervise(run, runs, job, queue, notice)
+    if outcome.state != "stopped" or outcome.exit_code == 0:
+        conclude(runs, outcome)
+        return outcome.exit_code
+    idle = 0 if newest_step(runs) > before else job.idle + 1
+    return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
+
+
+def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> Outcome:
+    world = World(job.nodes, job.gpus)
+    cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
+    display = PlainDisplay()
+    try:
+        make_ready(runs, job.cluster, cluster, world)
+        grace_s = max(queue.lead_s - _MARGIN_S, queue.lead_s / 2)
+        return notice.supervise(Supervisor(run, runs, job.cluster, cluster, world, display, job.port, grace_s=grace_s))
+    except ClusterError as error:
+        state = queue.look(job.id)
+        if state is None or state.leaving:  # nothing can be started on nodes that are being taken away
+            return Outcome("stopped", 130, "interrupted")
+        write_state(runs, run, job.cluster, "failed", str(error))
+        return Outcome("failed", 1, str(error))
+    finally:
+        display.close()
+
+
+def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> int:
+    """See to it that the run goes on, if this job was not called off; returns the exit code."""
+
+    def tell(state: str, message: str) -> None:
+        write_state(runs, run, job.cluster, state, message)
+        say(f"{run.name}: {state}: {message}")
+
+    runs.write("job.json", job)
+    now = queue.look(job.id)
+    if now and now.waits:
+        tell(WAITING, f"job {job.id} was put back in the queue")
+    elif now is None or now.called_off or not notice.came:
+        tell("stopped", f"job {job.id} was called off")
+    elif job.idle >= PATIENCE:
+        tell("failed", f"{PATIENCE} allocations in a row committed nothing: more time, or snapshots more often")
+        return 1
+    else:
+        return _ask_again(runs, job, queue, tell)
+    return EXIT_GOES_ON
+
+
+def _ask_again(runs: RunStore, job: Job, queue: Queue, tell: Callable[[str, str], None]) -> int:
+    tell(WAITING, f"the time of job {job.id} was over")  # first: the queue may end this process at once
+    try:
+        successor = queue.again(job.id)
+    except ClusterError as error:
+        tell("stopped", f"the time of job {job.id} was over, and no other followed: {error}")
+        return 1
+    if not successor:
+        tell("stopped", f"the time of job {job.id} was over")
+    elif successor != job.id:
+        runs.write("job.json", msgspec.structs.replace(job, id=successor))
+        tell(WAITING, f"job {successor} follows job {job.id}")
+    return EXIT_GOES_ON
+
+
+def newest_step(runs: RunStore) -> int:
+    """Return the step of the newest snapshot, -1 if there is none."""
+    return max((int(name.split("-")[0]) for name in runs.manifest_names()), default=-1)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (FglaunchError, ClusterError) as error:
+        say(f"fglaunch: {error}")
+        sys.exit(2 if isinstance(error, (UserError, ClusterError)) else 1)

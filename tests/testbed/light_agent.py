@@ -1,0 +1,98 @@
+"""What stands for the project's programs on a node where only their coming and going matters: no torch, no data.
+
+`write_python(folder)` makes an interpreter that runs these in place of `python -m fgtrain.agent` and others. The first
+node's agent takes a step every now and then and commits one every fifth; told to stop, it commits the step it is at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP_S = 0.1
+
+
+def write_python(folder: Path) -> Path:
+    """Write the interpreter."""
+    file = folder / "light-python"
+    file.write_text(
+        "#!/bin/sh\n"
+        f'case "$2" in launcher.job) exec {sys.executable} "$@";; esac\n'
+        f'export PYTHONPATH={ROOT}\nexec {sys.executable} -m tests.testbed.light_agent "$@"\n'
+    )
+    file.chmod(0o755)
+    return file
+
+
+class Agent:
+    """A node's agent and its only rank."""
+
+    def __init__(self, url: str, run: str, folder: Path) -> None:
+        from fgtrain.runstore import RunFile, RunStore
+        from fgtrain.stores import open_store
+
+        self.runs = RunStore(open_store(url), run)
+        self.steps = self.runs.read("run.json", RunFile).plan.steps
+        self.step = max((int(n.split("-")[0]) for n in self.runs.manifest_names()), default=0)
+        self.events, self.stop, self.attempt = folder / "events.jsonl", False, 0
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self.stop = True
+
+    def event(self, kind: str, **fields: object) -> None:
+        with self.events.open("a") as file:
+            file.write(json.dumps({"event": kind, "time": time.time(), "step": self.step, **fields}) + "\n")
+
+    def commit(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self.runs.store.put(self.runs.key(f"manifests/{self.step:08d}-{self.attempt:05d}"), b"")
+        self.event("snapshot", bytes_new=0)
+
+    def lead(self) -> int:
+        """Train."""
+        from fgtrain.runstore import Result
+
+        self.attempt = self.runs.take_attempt(self.step, 1).attempt
+        self.event("attempt", attempt=self.attempt, steps=self.steps, world=1, tier="")
+        while self.step < self.steps and not self.stop:
+            time.sleep(STEP_S)
+            self.step += 1
+            self.event("step", epoch=0.0, loss=0.0, lr=0.0, images_per_s=0.0)
+            if self.step % 5 == 0:
+                self.commit()
+        self.commit()
+        if self.stop:
+            return 75
+        result = Result(step=self.step, weights="", last={}, best={}, bad_images=0)
+        self.runs.write("result.json", result)
+        return 0
+
+    def follow(self) -> int:
+        """Wait for the first node's end."""
+        while not self.stop and not self.runs.exists("result.json"):
+            time.sleep(STEP_S)
+        return 75 if self.stop else 0
+
+
+def main() -> int:
+    """Be the program that was asked for."""
+    program = sys.argv[2]
+    if program == "fgtrain.rendezvous":
+        signal.pause()
+    if program != "fgtrain.agent":
+        return 0
+    url, run, folder = sys.argv[-3:]
+    agent = Agent(url, run, Path(folder))
+    leads = os.environ.get("SLURMD_NODENAME") == "node1"
+    return agent.lead() if leads else agent.follow()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
