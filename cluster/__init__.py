@@ -79,17 +79,12 @@ class Process(Protocol):
         """Wait for it to end; returns what `poll` would."""
 
     def terminate(self) -> None:
-        """Ask it to stop; no error if it has ended.
-
-        Raises:
-            Unreachable: it may not have been asked.
-        """
+        """Ask it to stop; no error if it has ended, or its node does not answer."""
 
     def kill(self) -> None:
         """Kill it and everything it started; no error if it has ended.
 
-        Raises:
-            Unreachable: it may still run.
+        Afterwards `poll` tells its exit status; None: its node does not answer, and it may still run.
         """
 
 

@@ -14,7 +14,14 @@ from cluster._ssh_client import Target
 
 _PASSED = ("AWS_*", "FGLAUNCH_*")
 _NOT_PASSED = (  # what is about this machine; whoever needs one of them elsewhere names it in pass_env
-    *("FGLAUNCH_CLUSTERS", "FGLAUNCH_WORK", "FGLAUNCH_STORE", "FGLAUNCH_NODE_MARK", "FGLAUNCH_*_PID"),
+    *(
+        "FGLAUNCH_CLUSTERS",
+        "FGLAUNCH_WORK",
+        "FGLAUNCH_STORE",
+        "FGLAUNCH_MEMORY",
+        "FGLAUNCH_NODE_MARK",
+        "FGLAUNCH_*_PID",
+    ),
     *("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_*_FILE"),
 )
 _KINDS: dict[str, tuple[type, str]] = {

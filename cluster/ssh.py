@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster import ClusterError, Command, Hardware, Node, Report, _ssh_code, equal_share
+from cluster import ClusterError, Command, Hardware, Node, Report, Unreachable, _ssh_code, equal_share
 from cluster._host import READ_LIMIT
 from cluster._machine import interface_of
 from cluster._ssh_client import config_argv, parse_config
@@ -61,11 +61,13 @@ class SshProcess:
     def terminate(self) -> None:
         """See `Process`."""
         if self._code is None:
-            self._link.ask("terminate", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which)
+            with suppress(Unreachable):
+                self._link.ask("terminate", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which)
 
     def kill(self) -> None:
-        """See `Process`."""
-        self._code = int(self._link.ask("kill", timeout_s=_SIGNAL_S, **self._which).value)
+        """See `Process`. What came of a program that has ended is killed too."""
+        with suppress(Unreachable):
+            self._code = int(self._link.ask("kill", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which).value)
 
 
 class SshCluster:

@@ -22,6 +22,7 @@ COMMANDS = {
     "snapshots": "list, verify, prune, export and compare snapshots",
     "samples": "print which samples the committed steps of a run saw",
     "data": "fetch data sets",
+    "clusters": "list the clusters to run on, and check them",
     "doctor": "check this machine",
     "completion": "print a shell completion script",
 }
@@ -75,6 +76,7 @@ def parser(command: str | None = None) -> Parser:
         "snapshots": _add_snapshots,
         "samples": _add_run_name,
         "data": _add_data,
+        "clusters": _add_clusters,
         "doctor": lambda p: None,
         "completion": _add_completion,
     }
@@ -84,9 +86,9 @@ def parser(command: str | None = None) -> Parser:
         if command not in (None, name):
             continue
         adders[name](p)
-        if name in ("show", "ps", "samples", "doctor"):
+        if name in ("show", "ps", "samples", "clusters", "doctor"):
             _add_json(p)
-        if name not in ("show", "data", "completion", "snapshots"):
+        if name not in ("show", "data", "clusters", "completion", "snapshots"):
             _add_store(p)
     return top
 
@@ -207,6 +209,11 @@ def _add_data(p: argparse.ArgumentParser) -> None:
     get.add_argument("name", metavar="NAME", help="the data set, for example cub200")
     get.add_argument("--into", default="data", metavar="DIR", help="where to (default: %(default)s)")
     get.add_argument("--mirror", metavar="URL", help="download from here instead; the checksum stays")
+
+
+def _add_clusters(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", nargs="?", metavar="NAME", help="only this one")
+    p.add_argument("--check", action="store_true", help="look at every machine: python, disk, /dev/shm, GPUs")
 
 
 def _add_completion(p: argparse.ArgumentParser) -> None:

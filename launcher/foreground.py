@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cluster import Cluster
+from cluster import Cluster, Node
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
+from fgtrain.stores import Store
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
 from launcher.prepare import check_training_installed, world_notes
@@ -18,6 +21,7 @@ from launcher.status import live_state, read_status
 from launcher.supervisor import Outcome, Supervisor
 
 _START_TIMEOUT_S = 30.0
+_AT_ONCE = 16  # nodes that are made ready
 
 
 def say(text: str) -> None:
@@ -35,15 +39,41 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None) 
     if port is not None:
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
-        return []
+        return check_hardware(cluster.nodes(run.name, world.nodes), cluster, world)
     check_training_installed()
     return world_notes(world)
+
+
+def check_hardware(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
+    """Check that every node has the GPUs that are asked for, or none has any; returns what the user should know.
+
+    Raises:
+        UserError
+    """
+    counts = [len(share.gpus) for share in cluster.hardware(nodes)]
+    for node, count in zip(nodes, counts, strict=True):
+        if count < world.gpus and any(counts):
+            raise UserError(f"--gpus {world.gpus}: {node.name} has {count} GPUs")
+    return [] if any(counts) else [f"no GPU on the nodes: --gpus {world.gpus} means CPU processes"]
+
+
+def check_store(store: Store, name: str, cluster: Cluster) -> None:
+    """Refuse a store that the nodes of the cluster of this name cannot see.
+
+    Raises:
+        UserError
+    """
+    if not cluster.shares_files and store.url.startswith(("file:", "memory:")):
+        raise UserError(
+            f"store {store.url}: the nodes of {name} do not see this machine's files; name one that they reach"
+            f" (--store s3://...), or put shared = true under [{name}] in clusters.toml if they do"
+        )
 
 
 def _check_port(run: str, cluster: Cluster, port: int) -> None:
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: ports go from 1 to 65535; leave --port out to get a free one")
-    if cluster.port_in_use(cluster.nodes(run, 1)[0], port):
+    if cluster.port_in_use(cluster.rendezvous_node(run), port):
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
@@ -53,8 +83,9 @@ def make_ready(run: str, cluster: Cluster, world: World) -> None:
     Raises:
         ClusterError: one cannot be made.
     """
-    for node in cluster.nodes(run, world.nodes):
-        cluster.make_ready(node)
+    nodes = dict.fromkeys([*cluster.nodes(run, world.nodes), cluster.rendezvous_node(run)])
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # an environment takes a host minutes to make
+        list(pool.map(cluster.make_ready, nodes))
 
 
 def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:

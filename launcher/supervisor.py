@@ -7,21 +7,23 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 
 import msgspec
 
-from cluster import Cluster, Command, Node, Process
+from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
-from launcher import engine, failures, hardware
+from launcher import engine, failures
 from launcher.events import Event, decode_events, whole_lines
 from launcher.status import HEARTBEAT_S, Status, process_token
 
 _POLL_S = 0.1
 _STORE_POLL_S = 1.0
 _FORGET_TIMEOUT_S = 10.0
+_SILENCE_S = 5.0  # of a node, before the user is told
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
 """How long workers have to take a last snapshot when the user stops a run."""
 
@@ -51,6 +53,9 @@ class Supervisor:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port, self._cluster_name = port, cluster_name
         self._nodes: list[Node] = cluster.nodes(run.name, world.nodes)
+        self._meeting = cluster.rendezvous_node(run.name)
+        self._shares = cluster.hardware(self._nodes)
+        self._silent: set[str] = set()
         self._agents: dict[str, Process] = {}
         self._rendezvous: Process | None = None
         self._offsets = {n.name: len(cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
@@ -89,14 +94,23 @@ class Supervisor:
     # -- processes ------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        port = self._port or self._cluster.free_port(self._nodes[0])
-        self._endpoint = f"{self._nodes[0].address}:{port}"
-        self._rendezvous = self._cluster.start(self._nodes[0], rendezvous_command(self._nodes[0], port))
+        self._kill_leftovers()
+        port = self._port or self._cluster.free_port(self._meeting)
+        self._endpoint = f"{self._meeting.address}:{port}"
+        self._rendezvous = self._cluster.start(self._meeting, rendezvous_command(self._meeting, port))
         for number, node in enumerate(self._nodes):
             self._start_agent(number, node)
 
+    def _kill_leftovers(self) -> None:
+        """Kill what an earlier supervisor left: there must not be two worlds of one run."""
+        for name, nodes in (("rendezvous", [self._meeting]), ("agent", self._nodes)):
+            for node in nodes:
+                while leftover := self._cluster.find(node, name):
+                    leftover.kill()
+
     def _start_agent(self, number: int, node: Node) -> None:
-        command = agent_command(self._run, self._runs.store.url, self._world, number, node, self._endpoint)
+        share, url = self._shares[number], self._runs.store.url
+        command = agent_command(self._run, url, self._world, node, share, self._endpoint)
         self._agents[node.name] = self._cluster.start(node, command)
 
     def _processes(self) -> Iterator[Process]:
@@ -121,7 +135,8 @@ class Supervisor:
         freeing = []
         for node in self._nodes:
             argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
-            freeing.append(self._cluster.start(node, Command("forget", argv, {})))
+            with suppress(ClusterError):  # a node that is gone holds nothing
+                freeing.append(self._cluster.start(node, Command("forget", argv, {})))
         for process in freeing:  # all at once: Ctrl-C waits for this
             process.wait(_FORGET_TIMEOUT_S)
 
@@ -170,7 +185,8 @@ class Supervisor:
                 self._show({"event": "note", "text": f"{node.name} died ({_spell_exit(code)}): started again"})
                 self._agents[node.name].kill()
                 self._deaths += 1
-                self._start_agent(number, node)
+                with suppress(Unreachable):  # its last agent stays dead: tried again when it answers
+                    self._start_agent(number, node)
 
     def _poll_store(self) -> Outcome | None:
         """Look, now and then, for a request to stop and for reasons to give up; write the heartbeat."""
@@ -204,8 +220,16 @@ class Supervisor:
 
     # -- telling --------------------------------------------------------------------------------------------------
 
+    def _tell_silence(self, node: Node) -> None:
+        """Say when a node falls silent, and when it answers again; its programs may well live."""
+        if (silent := self._cluster.silence_s(node) > _SILENCE_S) != (node.name in self._silent):
+            self._silent ^= {node.name}
+            text = "does not answer: waiting for it" if silent else "answers again"
+            self._show({"event": "note", "text": f"{node.name} {text}"})
+
     def _pass_on_events(self) -> None:
         for node in self._nodes:
+            self._tell_silence(node)
             data = self._cluster.read(node, "events.jsonl", self._offsets[node.name])
             whole = whole_lines(data)
             self._offsets[node.name] += len(whole)
@@ -238,8 +262,8 @@ def rendezvous_command(node: Node, port: int | str) -> Command:
     return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
 
 
-def agent_command(run: RunFile, store_url: str, world: World, number: int, node: Node, endpoint: str) -> Command:
-    """Return what to start on node `number`; pure but for the devices of this machine."""
+def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:
+    """Return what to start on a node that has this share of the hardware. Pure."""
     argv = engine.agent_argv(
         node.python,
         world=world,
@@ -249,13 +273,12 @@ def agent_command(run: RunFile, store_url: str, world: World, number: int, node:
         address=node.address,
         endpoint=endpoint,
     )
-    devices = hardware.cuda_devices()
-    mine = devices[number * world.gpus : (number + 1) * world.gpus]
-    threads = max(1, hardware.cpu_count() // world.size)
+    mine = share.gpus[: world.gpus]
+    threads = max(1, share.cores // world.gpus)
     env = engine.agent_env(
         threads=threads,
         address=node.address,
-        devices=",".join(mine) if devices else None,
+        devices=",".join(mine) if mine else None,
         bits=run.recipe.determinism == "bits",
     )
     return Command("agent", argv, env)

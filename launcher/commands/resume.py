@@ -44,6 +44,7 @@ def call(args: argparse.Namespace) -> int:
     )
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster = find_cluster(cluster_name, Path(run.cwd))
+    foreground.check_store(runs.store, cluster_name, cluster)
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)

@@ -30,6 +30,7 @@ def call(args: argparse.Namespace) -> int:
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
     store = open_store(args.store or prepare.default_store())
+    foreground.check_store(store, cluster_name, cluster)
     run = prepare.begin_from(run, store, args.init_from, args.init_skip)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
@@ -65,10 +66,10 @@ def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: in
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
     nodes = cluster.nodes(run.name, world.nodes)
-    meeting = port or "FREE_PORT"
-    commands = [(nodes[0], rendezvous_command(nodes[0], meeting))]
-    for number, node in enumerate(nodes):
-        command = agent_command(run, store.url, world, number, node, f"{nodes[0].address}:{meeting}")
+    where, meeting = cluster.rendezvous_node(run.name), port or "FREE_PORT"
+    commands = [(where, rendezvous_command(where, meeting))]
+    for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
+        command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
     return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
 

@@ -52,14 +52,14 @@ Rule = Callable[[Request], Lose | Answer | None]
 class S3Proxy(ThreadingHTTPServer):
     """`endpoint` is where clients go; `rule` decides on each request; `seen` counts requests by method."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, address: str = "127.0.0.1") -> None:
         self.upstream = urlsplit(upstream).netloc
         self.rule: Rule = lambda request: None
         self.seen: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.over = threading.Event()
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        super().__init__((address, 0), Handler)
+        self.endpoint = f"http://{address}:{self.server_port}"
 
     def decide(self, method: str, path: str, conditional: bool) -> Lose | Answer | None:
         with self.lock:
@@ -137,9 +137,9 @@ def flipped(body: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def s3_proxy(upstream: str) -> Iterator[S3Proxy]:
-    """Run a proxy in threads of this process."""
-    proxy = S3Proxy(upstream)
+def s3_proxy(upstream: str, address: str = "127.0.0.1") -> Iterator[S3Proxy]:
+    """Run a proxy, that clients reach at an address of this machine, in threads of this process."""
+    proxy = S3Proxy(upstream, address)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
