@@ -181,6 +181,10 @@ class Offer(NamedTuple):
     spot: bool
     dollars_per_hour: float
 
+    def __str__(self) -> str:
+        kind = "spot" if self.spot else "on demand"
+        return f"{self.dollars_per_hour:.2f} $/h: {self.nodes} x {self.machine} ({kind}) in {self.where}"
+
 
 @runtime_checkable
 class Rented(Protocol):

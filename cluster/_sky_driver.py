@@ -201,6 +201,7 @@ def main() -> None:
         except Exception as error:  # SkyPilot's errors have no common ancestor
             answer = {"error": re.sub(r"\x1b\[[\d;]*m", "", str(error)) or type(error).__name__}
         print(json.dumps({"id": number, **answer}), file=sink, flush=True)
+    os._exit(0)  # SkyPilot's threads would be waited for
 
 
 if __name__ == "__main__":

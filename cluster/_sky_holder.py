@@ -26,7 +26,7 @@ from pathlib import Path
 
 _ADOPT = 36  # PR_SET_CHILD_SUBREAPER. Source: prctl(2)
 _TICK_S = 0.5
-_START_S = 60.0  # how long `python` waits for a job that is just starting
+_START_S = 5.0  # how long `python` waits for a job that is just starting
 _STREAMS = 3  # standard input, output and error are handed over
 _HEAD = 1 << 16
 

@@ -56,20 +56,26 @@ class Driver:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._argv,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    encoding="utf-8",
-                    env={"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", **os.environ},
-                    start_new_session=True,  # Ctrl-C is ours to deal with
-                )
+            try:
+                self._process = self._start()
+            except OSError as error:
+                raise ClusterError(f"cannot start SkyPilot's driver: {error}") from error
             atexit.register(self.close)
         return self._process
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env={"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", **os.environ},
+                start_new_session=True,  # Ctrl-C is ours to deal with
+            )
 
     def _last_words(self) -> str:
         words = " ".join(self._log.read_text(encoding="utf-8", errors="replace").split())

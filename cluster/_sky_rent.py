@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,8 +93,13 @@ class Landlord:
         except FileNotFoundError:
             return None
 
-    def have(self, cluster: str, count: int) -> Rent:
+    def have(self, cluster: str, count: int, answers: Callable[[str, Rent], bool]) -> Rent:
         """Return `count` machines or more that are up, and whose job runs: rented now, if they were not.
+
+        Args:
+            cluster: its name.
+            count: of machines.
+            answers: tells whether the job answers on all machines, which saves asking SkyPilot.
 
         Raises:
             ClusterError: they are not to be had.
@@ -103,7 +108,7 @@ class Landlord:
             rent = self.rent(cluster)
             if rent is None or len(rent.hosts) < count or self._gone.get(cluster) == rent.serial:
                 rent = self._launch(cluster, max(count, len(rent.hosts) if rent else 0), rent.serial if rent else 0)
-            elif self._well.get(cluster) != rent.serial:
+            elif self._well.get(cluster) != rent.serial and not answers(cluster, rent):
                 rent = self._look_after(cluster, rent)
             self._well[cluster] = rent.serial
             return rent
@@ -129,7 +134,7 @@ class Landlord:
         self._folder.mkdir(parents=True, exist_ok=True)
         self.ssh_config(cluster, serial).write_text(found["ssh_config"], encoding="utf-8")
         self.note(cluster, rent)
-        self._say(f"{cluster}: has {words.spell_offer(offer)}")
+        self._say(f"{cluster}: has {offer}")
         return rent
 
     def note(self, cluster: str, rent: Rent) -> None:

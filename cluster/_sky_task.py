@@ -180,12 +180,6 @@ def parse_offer(raw: Mapping[str, Any]) -> Offer:
     return Offer(where, " ".join(parts), int(raw["nodes"]), bool(raw["spot"]), float(raw["dollars_per_hour"]))
 
 
-def spell_offer(offer: Offer) -> str:
-    """Write an offer as the user reads it."""
-    kind = "spot" if offer.spot else "on demand"
-    return f"{offer.nodes} x {offer.machine} ({kind}) in {offer.where} for {offer.dollars_per_hour:.2f} $/h"
-
-
 # -- SkyPilot's environment ---------------------------------------------------------------------------------------
 
 

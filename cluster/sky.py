@@ -145,12 +145,19 @@ class SkyCluster:
     def make_ready(self, node: Node) -> None:
         """See `Cluster`. The first node to be made ready has the whole cluster rented, which takes minutes."""
         cluster = _cluster(node)
-        rent = self._landlord.have(cluster, self._counts.get(cluster, 1))
+        rent = self._landlord.have(cluster, self._counts.get(cluster, 1), self._answers)
         ssh = self._ssh(cluster, rent)
         if not rent.nodes:
             nodes = _reach(ssh, PurePosixPath(node.folder).parent.name, len(rent.hosts))
             self._landlord.note(cluster, rent._replace(nodes=tuple(nodes)))
         ssh.make_ready(self._current(node))
+
+    def _answers(self, cluster: str, rent: Rent) -> bool:
+        """Tell whether programs can be started on all machines: then SkyPilot, which takes its time, is not asked."""
+        try:
+            return bool(rent.nodes) and bool(self._ssh(cluster, rent).nodes("", len(rent.hosts)))
+        except ClusterError:
+            return False
 
     def _ssh(self, cluster: str, rent: Rent) -> SshCluster:
         """Return the way to a cluster's machines."""
@@ -175,11 +182,11 @@ class SkyCluster:
 
     def _way(self, node: Node) -> tuple[int, SshCluster, Node] | None:
         """Return a node's machine as it is now, and how to reach it; None if it is not rented."""
-        cluster = _cluster(node)
+        cluster, current = _cluster(node), self._current(node)
         rent = self._landlord.rent(cluster)
-        if rent is None or not rent.nodes:
+        if rent is None or current not in rent.nodes:
             return None
-        return rent.serial, self._ssh(cluster, rent), self._current(node)
+        return rent.serial, self._ssh(cluster, rent), current
 
     def _must(self, node: Node) -> tuple[int, SshCluster, Node]:
         way = self._way(node)

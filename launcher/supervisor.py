@@ -12,7 +12,7 @@ from types import FrameType
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Unreachable
+from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
@@ -101,6 +101,18 @@ class Supervisor:
         for number, node in enumerate(self._nodes):
             self._start_agent(number, node)
 
+    def _renew(self) -> None:
+        """Have lost machines again, where they are rented; they may be others, at other addresses.
+
+        Raises:
+            ClusterError: nothing is to be had.
+        """
+        if isinstance(self._cluster, Rented):
+            self._nodes = [self._cluster.renew(node) for node in self._nodes]
+            self._meeting = self._cluster.rendezvous_node(self._run.name)
+            self._shares = self._cluster.hardware(self._nodes)
+            self._offsets = {n.name: len(self._cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
+
     def _kill_leftovers(self) -> None:
         """Kill what an earlier supervisor left: there must not be two worlds of one run."""
         for name, nodes in (("rendezvous", [self._meeting]), ("agent", self._nodes)):
@@ -177,6 +189,7 @@ class Supervisor:
             self._show({"event": "note", "text": "the rendezvous store died: all agents start again"})
             self._stop_all()
             self._kill_all()
+            self._renew()
             self._start()
             return
         for number, node in enumerate(self._nodes):

@@ -78,7 +78,15 @@ def _checked(rows: list[dict[str, Any]]) -> Table:
             continue
         sizes = [f"{row[n] / _GIB:.1f} GiB" if row[n] else "" for n in ("disk_bytes", "shm_bytes")]
         counts = [str(row["cores"] or ""), str(len(row["gpus"])) if row["cores"] else ""]
-        table.add_row(row["cluster"], row["node"], row["address"], row["python"], *counts, *sizes, "ok" if row["cores"] else "not looked at")
+        table.add_row(
+            row["cluster"],
+            row["node"],
+            row["address"],
+            row["python"],
+            *counts,
+            *sizes,
+            "ok" if row["cores"] else "not looked at",
+        )
     return table
 
 
@@ -87,4 +95,3 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table
-

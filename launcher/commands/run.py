@@ -7,7 +7,7 @@ import shlex
 from itertools import islice
 from pathlib import Path
 
-from cluster import Cluster, Command, Node
+from cluster import Cluster, Command, Node, Rented
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, share
 from fgtrain.runstore import RunFile
@@ -61,6 +61,7 @@ def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: in
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step",
+        *([f"offer      {offer}" for offer in cluster.offers(world.nodes)] if isinstance(cluster, Rented) else []),
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)

@@ -190,7 +190,9 @@ def main() -> None:
     if reason := missing():
         sys.exit(reason)
     with hosts(int(sys.argv[1])) as made, contextlib.suppress(KeyboardInterrupt):
-        print(f'[netns]\nkind = "ssh"\nhosts = {made.names!r}\nssh_config = "{made.config}"\npython = "{sys.executable}"')
+        print(
+            f'[netns]\nkind = "ssh"\nhosts = {made.names!r}\nssh_config = "{made.config}"\npython = "{sys.executable}"'
+        )
         while True:
             time.sleep(3600)
 
