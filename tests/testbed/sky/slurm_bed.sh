@@ -106,6 +106,7 @@ clean slurmctld -f "$D/slurm.conf"
 for node in n1 n2; do clean slurmd -f "$D/slurm.conf" -N $node; done
 clean /usr/sbin/sshd -f "$D/sshd_config" -E "$D/log/sshd.log"
 
+echo "export PATH=$D/bin:\$PATH" >"$home/.profile" # login shells set it anew
 export HOME=$home SKYPILOT_DISABLE_USAGE_COLLECTION=1 SKYPILOT_API_SERVER_LOCAL_PORT=$api
 "$python" "$here/catalogs.py" "$home"
 cat >"$home/.sky/config.yaml" <<E
