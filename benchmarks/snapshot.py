@@ -114,7 +114,9 @@ def main() -> None:
         for model in args.models:
             for frozen in (False, True):
                 name = f"{model}{', frozen backbone' if frozen else ''}"
-                lines += rows(name, run_job(server, model, frozen, args))
+                found = run_job(server, model, frozen, args)
+                print(name, json.dumps(found), file=sys.stderr, flush=True)
+                lines += rows(name, found)
     headers = [
         "",
         "blocked ms",

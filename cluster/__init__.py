@@ -111,8 +111,8 @@ class Cluster(Protocol):
             ClusterError: it cannot be made.
         """
 
-    def rendezvous_node(self, run: str) -> Node:
-        """Return where a run's agents meet: its first node, or one that never trains.
+    def rendezvous_node(self, run: str) -> Node | None:
+        """Return a node for a run's agents to meet on that never trains; None: they meet on one of its own.
 
         Raises:
             ClusterError: it cannot be had.

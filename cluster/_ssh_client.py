@@ -41,7 +41,7 @@ _MEANINGS = (
     ),
     (r"Could not resolve hostname", "there is no host of this name: see hosts in clusters.toml, and ~/.ssh/config"),
     (r"Connection refused", "nothing answers at its SSH port: is sshd up, is the port right?"),
-    (r"(timed out|No route to host|Network is unreachable|Host is down)", "it does not answer ({found})"),
+    (r"((Connection )?timed out|No route to host|Network is unreachable|Host is down)", "it does not answer ({found})"),
     (
         r"(?m)python3?\S*: (command )?not found|not found: \S*python|No such file or directory",
         "{python} is not there: install python3, or set python in clusters.toml",

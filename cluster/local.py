@@ -110,9 +110,8 @@ class LocalCluster:
                 f"cannot make the working folder {node.folder}: {error.strerror}; set FGLAUNCH_WORK to another place"
             ) from error
 
-    def rendezvous_node(self, run: str) -> Node:
+    def rendezvous_node(self, run: str) -> None:
         """See `Cluster`."""
-        return self.nodes(run, 1)[0]
 
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
         """See `Cluster`."""

@@ -155,10 +155,10 @@ class SshCluster:
     def _to(self, node: Node) -> Link:
         return self._link(self._host(node))
 
-    def rendezvous_node(self, run: str) -> Node:
+    def rendezvous_node(self, run: str) -> Node | None:
         """See `Cluster`."""
         host = self._settings.rendezvous
-        return self._node(run, host, 0) if host else self.nodes(run, 1)[0]
+        return self._node(run, host, 0) if host else None
 
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
         """See `Cluster`."""
@@ -200,13 +200,14 @@ class SshCluster:
         link.ask("make_folder", folder=node.folder)
         done = []
         if not self.shares_files:
-            done += [self._send_code(link, cache, node)]
+            done += self._send_code(link, cache, node)
         if node.python.startswith(f"{node.folder}/"):
-            done += [self._make_environment(link, cache, node)]
+            done += self._make_environment(link, cache, node)
         if done:
             print(f"{node.name}: {'; '.join(done)}", file=sys.stderr, flush=True)
 
-    def _send_code(self, link: Link, cache: str, node: Node) -> str:
+    def _send_code(self, link: Link, cache: str, node: Node) -> list[str]:
+        """Send the code; returns what there is to tell."""
         files = sent = size = 0
         for name, tree in self._code():
             wanted_ = link.ask("missing", cache=cache, digest=tree.digest, files=tree.files).value
@@ -222,7 +223,7 @@ class SshCluster:
             )
             link.ask("link", folder=node.folder, name=name, target=f"{cache}/code/{tree.digest}")
             files, sent, size = files + len(tree.files), sent + len(wanted_), size + len(body)
-        return f"code of {files} files, {sent} sent ({size / 1024:.0f} KiB)"
+        return [f"code of {files} files, {sent} sent ({size / 1024:.0f} KiB)"] if sent else []
 
     def _code(self) -> list[tuple[str, _ssh_code.Tree]]:
         """Return what is sent, and under which names: the project, and our own package as it runs here."""
@@ -235,7 +236,8 @@ class SshCluster:
                     self._trees.append(("project", _ssh_code.take_tree(self._project, names)))
             return self._trees
 
-    def _make_environment(self, link: Link, cache: str, node: Node) -> str:
+    def _make_environment(self, link: Link, cache: str, node: Node) -> list[str]:
+        """Have the environment made; returns what there is to tell."""
         s = self._settings
         need = wanted(self._project, _PACKAGE_ROOT, s.requirements, s.constraints, s.install_options)
         took = link.ask(
@@ -249,7 +251,7 @@ class SshCluster:
             env=s.passed(os.environ),
         ).value
         link.ask("link", folder=node.folder, name="env", target=f"{cache}/envs/{need.key}")
-        return f"environment {need.key} " + (f"made in {took:.0f} s" if took else "is there")
+        return [f"environment {need.key} made in {took:.0f} s"] if took else []
 
     # -- programs -------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -9,20 +10,32 @@ import torch.nn.functional as F
 
 from fgtrain import loader
 from fgtrain.data import Sample
+from fgtrain.freeze import train_mode
+from fgtrain.journal import Journal
 from fgtrain.optimizer import autocast
-from fgtrain.place import Place, agree
-from fgtrain.plan import share
+from fgtrain.place import Place, agree, agreeing
+from fgtrain.plan import Plan, share
+from fgtrain.pulse import Phase, Pulse
 from fgtrain.recipe import Recipe
 from fgtrain.state import State
 from fgtrain.tensors import to_input
 
 
 @torch.no_grad()
-def evaluate(recipe: Recipe, samples: tuple[Sample, ...], state: State, place: Place) -> dict[str, float]:
+def evaluate(
+    recipe: Recipe,
+    samples: tuple[Sample, ...],
+    state: State,
+    place: Place,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Return loss, top-1 and top-5 (shares of 1) and the number of samples, the same on every rank.
 
     Uses the moving average of the weights if there is one. Every rank fills in its micro-batches' rows of one table, so
     that the sums do not depend on the world size.
+
+    Returns None, on every rank, where some rank was asked to stop meanwhile: a node that is about to go has no time to
+    evaluate. The ranks ask each other while they compute.
     """
     micro_batches = -(-len(samples) // recipe.evaluate.micro)
     mine = share(micro_batches, place.rank, place.size)
@@ -30,10 +43,55 @@ def evaluate(recipe: Recipe, samples: tuple[Sample, ...], state: State, place: P
     state.net.eval()
     with state.ema.applied(state.net) if state.ema else nullcontext():
         batches = loader.evaluation_batches(recipe, samples, mine, pin=place.device.type == "cuda")
-        for number, batch in zip(mine, batches, strict=True):
-            table[number] = _measure(recipe, state.net, loader.checked(batch, recipe), place.device)
+        for turn in range(-(-micro_batches // place.size)):
+            asked = torch.tensor([float(stop_asked())])
+            wait = agreeing(asked)
+            if turn < len(mine):
+                batch = loader.checked(next(batches), recipe)
+                table[mine[turn]] = _measure(recipe, state.net, batch, place.device)
+            wait()
+            if asked.item():
+                return None
     loss, top1, top5, count = agree(table).sum(0).tolist()
     return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "samples": int(count)}
+
+
+class Evaluations:
+    """The evaluations of one attempt, as the training loop sees them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        samples: tuple[Sample, ...],
+        state: State,
+        place: Place,
+        journal: Journal,
+        stop_asked: Callable[[], bool],
+        pulse: Pulse,
+    ) -> None:
+        self._recipe, self._plan, self._samples, self._state = recipe, plan, samples, state
+        self._place, self._journal, self._stop_asked, self._pulse = place, journal, stop_asked, pulse
+
+    @property
+    def due(self) -> bool:
+        """Whether the state as it is should be evaluated, and was not."""
+        return self._plan.evaluates_after(self._state.step) and self._state.evaluated != self._state.step
+
+    def settle(self) -> bool:
+        """Evaluate, if that is due; False if a rank was asked to stop first, so that it is the next attempt's to do."""
+        if not self.due:
+            return True
+        self._pulse.phase(Phase.EVALUATE)
+        state = self._state
+        result = evaluate(self._recipe, self._samples, state, self._place, self._stop_asked)
+        train_mode(state.net)
+        if result is None:
+            return False
+        state.evaluated = state.step
+        state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))
+        self._journal.evaluation(state.step, self._plan.epoch_at(state.step), result)
+        return True
 
 
 def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device) -> torch.Tensor:

@@ -148,6 +148,6 @@ def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: boo
 def _settle_worker(_: int) -> None:
     """Make a loader process die with its rank, and leave notices of preemption to it."""
     lifeline.die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(sig, signal.SIG_IGN)
     torch.set_num_threads(1)

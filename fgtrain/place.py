@@ -16,12 +16,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """This process's rank in a world of `size`, and its device."""
+    """This process's rank in a world of `size`, its device, and the number of its node."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    node: int = 0
 
     @property
     def leads(self) -> bool:
@@ -43,7 +44,7 @@ def join(timeout_s: float) -> Place:
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return Place(rank, size, local_rank, device)
+    return Place(rank, size, local_rank, device, int(os.environ.get("GROUP_RANK", "0")))
 
 
 def leave() -> None:

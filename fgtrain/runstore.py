@@ -2,6 +2,9 @@
 
 runs/<run>/run.json                      recipe, plan, digests: written once, by create
 runs/<run>/status.json                   last word of the supervisor
+runs/<run>/supervision.json              how to supervise
+runs/<run>/supervisors/<number>.json     who supervises, and what it has started: taken by create, highest wins
+runs/<run>/excluded/<node>.json          a node that this run does not use any more
 runs/<run>/stop                          present: someone asked the run to stop
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
 runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
@@ -10,6 +13,8 @@ runs/<run>/abandoned/<step>-<attempt>    one that `resume --from` an older step 
 runs/<run>/fence.json                    the attempt that did so: what earlier ones hold in memory is void
 runs/<run>/parent                        the weights that the run began with: another run's manifest, less the rest
 runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
+runs/<run>/notices/<node>-<ms>-<hash>    what a node was told of its end (`fgtrain.notice.NoticeRecord`)
+runs/<run>/logs/<stream>/<offset>        a stretch of what a rank, or a node's agent, wrote (`fgtrain.logs`)
 runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
 chunks/<hh>/<sha256>                     contents, shared by all runs of the store
 trash/<hh>/<sha256>                      contents that a collection is about to delete
@@ -30,6 +35,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fgtrain import manifest as manifests
+from fgtrain import stores
 from fgtrain.errors import Corrupt, KeyExists, KeyMissing
 from fgtrain.manifest import Manifest
 from fgtrain.parts import from_json, to_json
@@ -84,7 +90,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a worker gave up. `time` in Unix seconds; attempt 0: it failed before the attempt began.
 
-    Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else).
+    Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else). `step`: the one it was
+    taking, from 0; None: it took none. `folder`: its node's working folder.
     """
 
     attempt: int
@@ -93,6 +100,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     message: str
     traceback: str
+    step: int | None = None
+    folder: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +262,18 @@ class RunStore:
         if hashlib.sha256(data).hexdigest() != digest:
             raise Corrupt(f"chunk {digest[:12]} is not what was written")
         return data
+
+    def fetch_chunk(self, digest: str, into: memoryview) -> None:
+        """Read contents of a known size into memory and verify them. See `get_chunk`.
+
+        Raises:
+            Corrupt: missing, of another size, or altered.
+        """
+        found = self._found(digest, lambda key: stores.fetch(self.store, key, into))
+        if found != len(into):
+            raise Corrupt(f"chunk {digest[:12]} has {found} bytes, not {len(into)}")
+        if hashlib.sha256(into).hexdigest() != digest:
+            raise Corrupt(f"chunk {digest[:12]} is not what was written")
 
     def check_size(self, digest: str, bytes_: int) -> None:
         """Look whether contents are there and as long as they should be; they are not read.

@@ -27,6 +27,7 @@ class State:
         self.scaler = scaler
         self.ema = ema
         self.step = 0
+        self.evaluated = 0  # steps done when it was last evaluated
         self.best: dict[str, float] = {}
         self.bad_images: dict[str, str] = {}
         self._names: dict[torch.Tensor, str] = {p: n for n, p in net.named_parameters()}
@@ -62,6 +63,7 @@ class State:
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         return {
             "step": self.step,
+            "evaluated": self.evaluated,
             "best": self.best,
             "bad_images": self.bad_images,
             "optim": {"slots": slots, "groups": groups},
@@ -85,6 +87,7 @@ class State:
                 raise Corrupt("the snapshot has no moving average, and the recipe asks for one")
             self.ema.load({n[4:]: t for n, t in tensors.items() if n.startswith("ema/")}, values["ema"]["updates"])
         self.step = values["step"]
+        self.evaluated = values.get("evaluated", values["step"])  # before this was kept, none was left out
         self.best = values["best"]
         self.bad_images = values["bad_images"]
 

@@ -19,9 +19,11 @@ from fgtrain.loader import MicroBatch, checked
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place
 from fgtrain.plan import Plan, rate, share
+from fgtrain.pulse import Pulse, Stage
 from fgtrain.recipe import Recipe
 from fgtrain.reduction import build_reduction
 from fgtrain.state import State
+from fgtrain.stopwatch import make_stopwatch
 from fgtrain.tensors import to_input
 
 
@@ -51,8 +53,10 @@ class StepReport(NamedTuple):
 class Stepper:
     """Takes optimizer steps on a state."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, place: Place, state: State) -> None:
+    def __init__(self, recipe: Recipe, plan: Plan, place: Place, state: State, pulse: Pulse | None = None) -> None:
         self._recipe, self._plan, self._place, self._state = recipe, plan, place, state
+        self._pulse = pulse or Pulse()
+        self._stopwatch = make_stopwatch(place.device)
         self._mine = share(plan.micro_batches, place.rank, place.size)
         self._reduction = build_reduction(recipe, plan, place, state.net)
         train_mode(state.net)
@@ -65,19 +69,26 @@ class Stepper:
             wishes: this rank's; the report has those of all ranks.
             before_update: called when the state is about to change.
         """
-        state, reduction = self._state, self._reduction
+        state, reduction, pulse = self._state, self._reduction, self._pulse
+        pulse.worked(self._stopwatch.seconds() / work(len(self._mine)))  # of the last step: a device tells late
+        pulse.step_begins(state.step)
+        self._stopwatch.start()
         state.optimizer.zero_grad(set_to_none=True)
         reduction.begin_step()
         losses_G = torch.zeros(self._plan.micro_batches, device=self._place.device)  # the others' rows stay zero
         ids, bad, seen = [], [], 0
         for micro_batch in self._mine:
+            pulse.stage(Stage.LOAD)
             batch = checked(next(batches), self._recipe)
+            pulse.stage(Stage.COMPUTE)
             losses_G[micro_batch] = self._backward(batch, micro_batch)
             ids.append((micro_batch, batch.ids))
             bad += batch.bad
             seen += len(batch.ids)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
+        pulse.stage(Stage.EXCHANGE)
         reduction.exchange(torch.cat([flags, losses_G]))
+        pulse.stage(Stage.UPDATE)
         before_update()
         lr = self._update()
         mail = reduction.end_step().tolist()  # it travelled while the optimizer worked
@@ -97,6 +108,9 @@ class Stepper:
                 return torch.zeros(())
             loss = self._loss(batch) if filled else self._stand_in(batch)
             scale = self._reduction.loss_scale / self._plan.batch_samples(self._state.step)
+            if micro_batch == self._mine[-1]:  # its backward pass waits for the other ranks
+                self._stopwatch.stop()
+                self._pulse.stage(Stage.EXCHANGE)
             self._state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         detached: torch.Tensor = loss.detach()
         return detached
@@ -136,6 +150,14 @@ class Stepper:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         return lr
+
+
+def work(micro_batches: int) -> int:
+    """Return what a rank computes in a step before it meets the others, in forward passes of a micro-batch.
+
+    A backward pass is taken as two, and the last one does not count.
+    """
+    return max(1, 3 * micro_batches - 2)
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -11,12 +11,12 @@ from fgtrain import finish, loader
 from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
 from fgtrain.ema import MovingAverage
-from fgtrain.evaluate import evaluate
-from fgtrain.freeze import train_mode
+from fgtrain.evaluate import Evaluations
 from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
 from fgtrain.place import Place, agree, from_leader
+from fgtrain.pulse import Phase, Pulse
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
@@ -46,6 +46,8 @@ def train(
     *,
     begun: Callable[[Attempt], None],
     stop_asked: Callable[[], bool],
+    save_asked: Callable[[], bool] = lambda: False,
+    pulse: Pulse | None = None,
 ) -> bool:
     """Train to the end, or to a step boundary after some rank was asked to stop.
 
@@ -57,11 +59,15 @@ def train(
         folder: this node's working folder.
         begun: told this attempt, before the first step.
         stop_asked: whether this rank has been asked to stop.
+        save_asked: whether it has been asked, since last asked about, for a snapshot ahead of time.
+        pulse: where this rank shows that it moves.
 
     Returns:
-        Whether the recipe's last step is committed.
+        Whether the recipe's last step is committed, and evaluated.
     """
     recipe, plan = run.recipe, run.plan
+    pulse = pulse or Pulse()
+    pulse.phase(Phase.RESTORE)
     journal = Journal(folder, place)
     if recipe.determinism == "bits":
         settle_kernels()
@@ -82,6 +88,7 @@ def train(
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
+    pulse.begun(attempt.attempt)
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
     saver = Saver(
@@ -100,30 +107,29 @@ def train(
     committed = restored.base.step if restored and restored.base else 0
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
-    stepper = Stepper(recipe, plan, place, state)
+    stepper = Stepper(recipe, plan, place, state, pulse)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
+    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse)
     journal.begin()
-    stop = False
+    late = evaluations.due  # the last attempt had no time for it
+    stop = not evaluations.settle()
     while state.step < plan.steps and not stop:
-        wishes = snapshots.wishes(state.step + 1, stop=stop_asked())
+        wishes = snapshots.wishes(state.step + 1, stop=stop_asked(), save=save_asked())
         report = stepper.step(batches, wishes, before_update=snapshots.drain)
         journal.step(state.step, plan.epoch_at(state.step), report)
-        stop, done = report.wishes.stop, state.step == plan.steps
         state.bad_images |= dict(report.bad)
-        if plan.evaluates_after(state.step):
-            result = evaluate(recipe, index.val, state, place)
-            train_mode(state.net)
-            state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))
-            journal.evaluation(state.step, plan.epoch_at(state.step), result)
-        if not stop and not done:
+        stop = report.wishes.stop or not evaluations.settle()
+        if not stop and state.step < plan.steps:
             snapshots.after_step(state, report.wishes)
-    if state.step > committed:
-        snapshots.last(state, required=state.step == plan.steps)
+    pulse.phase(Phase.FINISH)
+    done = state.step == plan.steps and not evaluations.due
+    if state.step > committed or (late and not evaluations.due):
+        snapshots.last(state, required=done)
     saver.close()
-    if state.step == plan.steps and place.leads:
+    if done and place.leads:
         finish.publish(run, runs, state, journal)
     agree(torch.zeros(1))  # nobody leaves early: if one fails now, all begin again
     journal.close()
-    return state.step == plan.steps
+    return done

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the slow imports: an agent may die while th
     die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
 
 import argparse
+import faulthandler
 import json
 import signal
 import sys
@@ -20,26 +21,40 @@ from types import FrameType
 
 import msgspec
 
+from fgtrain.departure import EXIT_LEFT
 from fgtrain.errors import FglaunchError, UserError
+from fgtrain.notice import Flag, Watch
+from fgtrain.pulse import Pulse
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from fgtrain.stores import open_store
 
 COLLECTIVE_TIMEOUT_S = 300.0
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop; the snapshot is committed
+STACKS_SIGNAL = signal.SIGUSR2  # Slurm gives notice by SIGUSR1
 EXIT_USER = 2
 
 
 class Notice:
-    """Whether this process has been asked to stop (SIGTERM: preemption, or the user's Ctrl-C passed on)."""
+    """Whether this process has been asked to stop: by a signal, or with its node (`fgtrain.notice`)."""
 
-    def __init__(self) -> None:
-        self.received = False
-        signal.signal(signal.SIGTERM, self._take)
+    def __init__(self, folder: Path) -> None:
+        self._received = False
+        self._watch = Watch(Flag(folder))
+        for sig in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(sig, self._take)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
-        self.received = True
+        self._received = True
+
+    def stop_asked(self) -> bool:
+        """Tell whether to leave at the next step boundary."""
+        self._watch.look()
+        return self._received or self._watch.leave
+
+    def save_asked(self) -> bool:
+        """Tell, once for each time, whether an early snapshot is asked for."""
+        return self._watch.take_save()
 
 
 class Log:
@@ -53,6 +68,7 @@ class Log:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+        faulthandler.enable()  # of a crash in native code, at least where it happened
 
     def rename(self, attempt: int, rank: int) -> None:
         """Call the file by attempt and rank."""
@@ -67,11 +83,12 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="this node's working folder")
     args = parser.parse_args()
     log = Log(args.folder)
-    notice = Notice()
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)  # into the log
+    notice = Notice(args.folder)
     runs = RunStore(open_store(args.store), args.run)
-    progress = _Progress(log)
+    progress = _Progress(log, args.folder)
     try:
-        return 0 if _train(runs, args.folder, progress, notice) else EXIT_STOPPED
+        return 0 if _train(runs, args.folder, progress, notice) else EXIT_LEFT
     except Exception as error:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
@@ -81,10 +98,11 @@ def main() -> int:
 class _Progress:
     """What a failure report needs to know."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, folder: Path) -> None:
         self.log = log
         self.attempt: Attempt | None = None
         self.rank = int(os.environ.get("RANK", "0"))
+        self.pulse = Pulse(folder, int(os.environ.get("LOCAL_RANK", "0")), self.rank)
 
     def begun(self, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -101,7 +119,13 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) ->
     if index_digest(index) != run.data_digest:
         raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")
     place = places.join(COLLECTIVE_TIMEOUT_S)
-    done = train(run, index, runs, place, folder, begun=progress.begun, stop_asked=lambda: notice.received)
+    done = train(
+        *(run, index, runs, place, folder),
+        begun=progress.begun,
+        stop_asked=notice.stop_asked,
+        save_asked=notice.save_asked,
+        pulse=progress.pulse,
+    )
     places.leave()
     return done
 
@@ -116,6 +140,8 @@ def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception)
         kind=_kind(error),
         message=f"{error}" if isinstance(error, FglaunchError) else f"{type(error).__name__}: {error}",
         traceback=traceback.format_exc(),
+        step=progress.pulse.step,
+        folder=str(folder),
     )
     try:
         runs.write(f"errors/{attempt:05d}-{progress.rank:05d}-{os.getpid()}.json", failure)

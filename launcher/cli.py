@@ -23,6 +23,7 @@ COMMANDS = {
     "samples": "print which samples the committed steps of a run saw",
     "data": "fetch data sets",
     "clusters": "list the clusters to run on, and check them",
+    "nodes": "list nodes that are not used any more since they were found broken, or use one again",
     "doctor": "check this machine",
     "completion": "print a shell completion script",
 }
@@ -77,6 +78,7 @@ def parser(command: str | None = None) -> Parser:
         "samples": _add_run_name,
         "data": _add_data,
         "clusters": _add_clusters,
+        "nodes": _add_nodes,
         "doctor": lambda p: None,
         "completion": _add_completion,
     }
@@ -86,7 +88,7 @@ def parser(command: str | None = None) -> Parser:
         if command not in (None, name):
             continue
         adders[name](p)
-        if name in ("show", "ps", "samples", "clusters", "doctor"):
+        if name in ("show", "ps", "samples", "clusters", "nodes", "doctor"):
             _add_json(p)
         if name not in ("show", "data", "clusters", "completion", "snapshots"):
             _add_store(p)
@@ -115,6 +117,13 @@ def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) 
     p.add_argument("--cluster", metavar="NAME", help="where to run (default: this machine, or what clusters.toml says)")
     p.add_argument("--port", type=int, metavar="N", help="where agents meet (default: a free port)")
     p.add_argument("--detach", action="store_true", help="go on in the background")
+    p.add_argument(
+        "--supervise",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change how failures are dealt with, for example lost.tries=20 (docs/supervision.md)",
+    )
 
 
 def _add_run(p: argparse.ArgumentParser) -> None:
@@ -144,7 +153,8 @@ def _add_logs(p: argparse.ArgumentParser) -> None:
     _add_run_name(p)
     p.add_argument("-f", "--follow", action="store_true", help="go on printing what is added")
     p.add_argument("--rank", type=int, metavar="R", help="of this rank only")
-    p.add_argument("--attempt", type=int, metavar="A", help="of this attempt only (default: the newest)")
+    p.add_argument("--attempt", type=int, metavar="A", help="of this attempt (default: the newest; 0: before any)")
+    p.add_argument("--agents", action="store_true", help="what agents and the processes beside them wrote instead")
 
 
 def _add_resume(p: argparse.ArgumentParser) -> None:
@@ -152,6 +162,12 @@ def _add_resume(p: argparse.ArgumentParser) -> None:
     _add_world(p, None, None)
     p.add_argument("--from", type=int, dest="from_step", metavar="STEP", help="set aside all snapshots newer than this")
     p.add_argument("--as-recorded", action="store_true", help="use the recorded recipe even if its file has changed")
+
+
+def _add_nodes(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--lift", metavar="NODE", help="use this node again")
+    p.add_argument("--cluster", metavar="NAME", help="of this cluster only")
+    p.add_argument("--run", metavar="RUN", help="of this run, too: it has a list of its own")
 
 
 def _add_snapshots(p: argparse.ArgumentParser) -> None:
@@ -243,7 +259,7 @@ def _nearest_command(word: str) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fglaunch` and return its exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    """Run `fglaunch` and return its exit code: 0 done, 1 failed, 2 the user's mistake, 3 fenced, 130 interrupted."""
     words = _with_command(sys.argv[1:] if argv is None else argv)
     args = parser(words[0]).parse_args(words)
     if args.version:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fgtrain.plan import World
 
 
@@ -36,6 +38,17 @@ def agent_argv(
 def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
     """Return the command line that frees the host memory that a run's snapshots hold on a node."""
     return (python, "-m", "fgtrain.snapshot.memory", run, folder)
+
+
+def check_argv(python: str, folder: str, *, full: bool, key: str, endpoint: str, address: str) -> tuple[str, ...]:
+    """Return the command line that looks at a node before it is used."""
+    more = ("--full", "--endpoint", endpoint, "--address", address) if full else ()
+    return (python, "-m", "fgtrain.check", folder, "--key", key, *more)
+
+
+def unhang_argv(python: str, *, folder: str, kill: Sequence[int]) -> tuple[str, ...]:
+    """Return the command line that has a node's ranks write their stacks, and kills those of some local ranks."""
+    return (python, "-m", "fgtrain.unhang", folder, *(word for slot in kill for word in ("--kill", str(slot))))
 
 
 def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) -> dict[str, str]:

@@ -1,51 +1,166 @@
-"""Whether a run that keeps failing is worth another try. Pure."""
+"""What went wrong, by class. Pure: from exit codes, exception texts and what the watchdog saw.
+
+Class       What it is                                              Tried again
+preemption  the machine is being taken, with notice                 at once
+lost        a process or node is gone and left no word              at once, then later and later
+hang        ranks stopped moving                                    the hanging rank is killed
+oom         memory ran out, a device's or the host's                twice
+user        only the user can mend it                               never
+hardware    a device or link is broken                              on another node
+capacity    something is full, or there are not enough nodes        patiently
+error       any other exception                                     unless it is the same at the same step
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from fgtrain.runstore import Attempt, Failure
+from fgtrain.runstore import Failure
 
-PATIENCE = 5  # attempts in a row that begin at the same step
+Kind = Literal["user", "hardware", "oom", "capacity", "hang", "error", "preemption", "lost"]
+KINDS: tuple[Kind, ...] = ("user", "hardware", "oom", "capacity", "hang", "error", "preemption", "lost")
+"""Most telling first: of several signs of one incident, the first of these is taken for its cause."""
+
+EXIT_NOTICED = 75  # EX_TEMPFAIL: a worker that left after a notice, its snapshot committed (see fgtrain.worker)
+EXIT_USER = 2
+_OOM_KILLED = 137  # 128 + SIGKILL: what shells and container engines say of a process that ran out of memory
+
+_TEXTS: tuple[tuple[Kind, str], ...] = (
+    # Source: NVIDIA "XID Errors", CUDA runtime API error strings, PyTorch's c10 exception texts.
+    (
+        "hardware",
+        r"\bXid\b|uncorrectable ECC|\bECC error|device-side hardware|GPU has fallen off the bus|hardware stack error"
+        r"|unspecified launch failure|NVLink error|system not yet initialized|no CUDA-capable device"
+        r"|CUDA driver initialization failed|nvidia-smi has failed|CUDA-capable device\(s\) is/are busy or unavailable"
+        r"|cudaErrorHardwareStackError|cudaErrorECCUncorrectable",
+    ),
+    (
+        "oom",
+        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|MemoryError"
+        r"|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory|std::bad_alloc",
+    ),
+    ("capacity", r"No space left on device|\[Errno 28\]|the disk is full|Disk quota exceeded"),
+)
 
 
-class Verdict(NamedTuple):
-    """Why a run is given up."""
+class Sign(NamedTuple):
+    """One thing that went wrong somewhere. `time` in Unix seconds; attempt 0: before one began; step: where, if known.
 
-    exit_code: int
-    message: str
-    traceback: str
-
-
-def judge(attempts: Sequence[Attempt], failed: Sequence[Failure]) -> Verdict | None:
-    """Return why to give up, or None to go on.
-
-    A user's mistake stops at once. The same exception from the same step in two attempts is no accident. And attempts
-    that begin at one and the same step PATIENCE times in a row make no progress, whatever the reason.
+    `peer`: it only tells that others are gone.
     """
-    failed = sorted(failed, key=lambda f: f.time)
-    for failure in failed:
-        if failure.kind == "user":
-            return Verdict(2, failure.message, "")
-    if repeated := _repeated(attempts, [f for f in failed if f.kind == "error"]):
-        return Verdict(1, f"failed twice at the same place: {repeated.message}", repeated.traceback)
-    steps = [a.step for a in sorted(attempts, key=lambda a: a.attempt)[-PATIENCE:]]
-    if len(steps) == PATIENCE and len(set(steps)) == 1:
-        cause = next((f for f in reversed(failed)), None)
-        message = f"{PATIENCE} attempts began at step {steps[0]} and none got further"
-        return Verdict(1, message, cause.traceback if cause else "")
-    return None
+
+    kind: Kind
+    message: str
+    time: float = 0.0
+    attempt: int = 0
+    node: str = ""
+    rank: int | None = None
+    step: int | None = None
+    traceback: str = ""
+    peer: bool = False
 
 
-def _repeated(attempts: Sequence[Attempt], errors: Sequence[Failure]) -> Failure | None:
-    begins = {a.attempt: a.step for a in attempts}
-    seen: dict[tuple[str, int, int | None], set[float]] = {}
-    for error in errors:
-        # Before its attempt has begun (attempt 0), the rank and the message are all there is to go by.
-        rank = error.rank if error.attempt == 0 else -1
-        tries = seen.setdefault((error.message, rank, begins.get(error.attempt)), set())
-        tries.add(error.attempt or error.time)
-        if len(tries) > 1:
-            return error
-    return None
+def classify_text(text: str) -> Kind:
+    """Return the class of an exception by its text."""
+    return next((kind for kind, pattern in _TEXTS if re.search(pattern, text)), "error")
+
+
+def classify_exit(code: int) -> Kind:
+    """Return the class of a worker's exit status (negative: a signal), where nothing else is known."""
+    if code == EXIT_NOTICED or code == -signal.SIGTERM or code == 128 + signal.SIGTERM:
+        return "preemption"
+    if code == _OOM_KILLED:
+        return "oom"
+    if code == EXIT_USER:
+        return "user"
+    if code == -signal.SIGBUS:  # /dev/shm or a mapped file has no room for a page
+        return "capacity"
+    return "lost" if code < 0 or code > 128 else "error"
+
+
+def sign_of(failure: Failure) -> Sign:
+    """Return what a worker's own report comes to."""
+    kind: Kind
+    if failure.kind == "user":
+        kind = "user"
+    elif failure.kind == "peer":  # NCCL and gloo say so of a broken link and of a dead peer alike
+        kind = "lost"
+    else:
+        kind = classify_text(failure.message)
+    return Sign(
+        kind,
+        failure.message,
+        failure.time,
+        failure.attempt,
+        rank=failure.rank,
+        step=failure.step,
+        traceback="" if kind == "user" else failure.traceback,
+        peer=failure.kind == "peer",
+    )
+
+
+def worker_exit(node: str, time: float, line: str) -> Sign | None:
+    """Return what a line of an agent's log says of a worker's exit; None if it says nothing of the kind.
+
+    A worker that reported its exception ended with 1 or 2: its own words are better, so those codes only count where
+    there are none.
+    """
+    # Source: torch.distributed.elastic.multiprocessing.api, SubprocessContext._poll and MultiprocessContext._poll
+    found = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)", line)
+    if not found:
+        return None
+    code = int(found[1])
+    wordless = code not in (1, EXIT_USER)
+    kind = classify_exit(code) if wordless else "lost"
+    message = f"a worker of {node} (local rank {found[2]}) ended with {spell_exit(code)}"
+    return Sign(kind, message, time, node=node, peer=not wordless)
+
+
+def cause(signs: Iterable[Sign]) -> Sign:
+    """Return the sign that explains the others: no lost peer if there is another, the most telling, the earliest."""
+    return min(signs, key=lambda s: (s.peer, KINDS.index(s.kind), s.time))
+
+
+def signature(sign: Sign, begins: Mapping[int, int]) -> tuple[str, int | None, int | None] | None:
+    """Return what makes an exception the same as another: its text, and the step (or, before any, the rank).
+
+    Args:
+        sign: an exception.
+        begins: the step that each attempt began at, for exceptions outside of steps.
+
+    Returns:
+        None for what is no exception of the program.
+    """
+    if sign.kind != "error" or sign.peer or not sign.traceback:
+        return None
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", sign.message)
+    step = sign.step if sign.step is not None else begins.get(sign.attempt)
+    return text, step, sign.rank if sign.attempt == 0 else None
+
+
+def spell_exit(code: int | None) -> str:
+    """Name an exit status."""
+    if code is not None and code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit code {code}"
+
+
+class Poison:
+    """Remembers exceptions: the same one at the same step in two incidents is no accident."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, int | None, int | None]] = set()
+
+    def repeated(self, signs: Sequence[Sign], begins: Mapping[int, int]) -> Sign | None:
+        """Take in an incident's signs; returns the first exception that an earlier incident had as well."""
+        ordered = sorted(signs, key=lambda s: s.time)
+        marks = [(mark, sign) for sign in ordered if (mark := signature(sign, begins))]
+        known = next((sign for mark, sign in marks if mark in self._seen), None)
+        self._seen |= {mark for mark, _ in marks}
+        return known

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import Cluster, ClusterError, Node, Rented
@@ -14,14 +13,15 @@ from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store
+from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
+from launcher.fleet import all_ready, meeting_places, seat_count
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
 from launcher.supervisor import Outcome, Supervisor
 
 _START_TIMEOUT_S = 30.0
-_AT_ONCE = 16  # nodes that are made ready
 
 
 def say(text: str) -> None:
@@ -39,7 +39,7 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None) 
     if port is not None:
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
-        return check_hardware(cluster.nodes(run.name, world.nodes), cluster, world)
+        return check_hardware(cluster.nodes(run.name, seat_count(world)), cluster, world)
     check_training_installed()
     return world_notes(world)
 
@@ -73,19 +73,27 @@ def check_store(store: Store, name: str, cluster: Cluster) -> None:
 def _check_port(run: str, cluster: Cluster, port: int) -> None:
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: ports go from 1 to 65535; leave --port out to get a free one")
-    if cluster.port_in_use(cluster.rendezvous_node(run), port):
+    if cluster.port_in_use(meeting_places(cluster, run, cluster.nodes(run, 1))[0], port):
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
-def make_ready(run: str, cluster: Cluster, world: World) -> None:
+def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> None:
     """Make the working folders of a run's nodes.
 
     Raises:
-        ClusterError: one cannot be made.
+        ClusterError: there are not enough nodes, or one cannot be made.
     """
-    nodes = dict.fromkeys([*cluster.nodes(run, world.nodes), cluster.rendezvous_node(run)])
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # an environment takes a host minutes to make
-        list(pool.map(cluster.make_ready, nodes))
+    nodes = usable_nodes(runs, cluster_name, cluster, world)
+    all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])])
+
+
+def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> list[Node]:
+    """Return the nodes that a run begins on: none that is excluded.
+
+    Raises:
+        ClusterError: there are not enough.
+    """
+    return exclusions.pick(cluster, runs.run, seat_count(world), exclusions.excluded_names(runs, cluster_name))
 
 
 def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:
@@ -116,6 +124,8 @@ def conclude(runs: RunStore, outcome: Outcome) -> None:
         say(outcome.traceback.rstrip())
     if outcome.state == "finished":
         say(where_results_are(runs))
+    elif outcome.state == "fenced":
+        say(f"{runs.run}: {outcome.message}")
     elif outcome.state == "stopped":
         say(f"{runs.run}: {outcome.message}; `{resume_command(runs)}` goes on")
     else:

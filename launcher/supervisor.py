@@ -1,35 +1,47 @@
-"""Supervising one run: start an agent a node, keep them going, end honestly."""
+"""Supervising one run: keep its agents going, decide on what goes wrong, end honestly."""
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import time
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from types import FrameType
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented, Unreachable
+from cluster import Cluster, ClusterError, Node
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
-from launcher import engine, failures
-from launcher.events import Event, decode_events, whole_lines
-from launcher.status import HEARTBEAT_S, Status, process_token
+from launcher import replacing
+from launcher.clock import Clock, SystemClock
+from launcher.events import Event
+from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_exit
+from launcher.feed import Feed
+from launcher.fleet import Fleet, Seat, clear
+from launcher.incidents import Decision, Incidents
+from launcher.news import News
+from launcher.post import Post
+from launcher.status import read_status
+from launcher.supervision import Supervision, recorded
+from launcher.takeover import Term, last_term, take_office
+from launcher.watchdog import Watchdog
 
 _POLL_S = 0.1
-_STORE_POLL_S = 1.0
-_FORGET_TIMEOUT_S = 10.0
 _SILENCE_S = 5.0  # of a node, before the user is told
+_SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
 """How long workers have to take a last snapshot when the user stops a run."""
 
+EXIT_FENCED = 3
+
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How supervision ended: finished, stopped or failed, the exit code, and one line (and a traceback) on why."""
+    """How supervision ended, the exit code, and one line (and a traceback) on why.
+
+    States: finished, stopped, failed; fenced: another supervisor goes on with the run.
+    """
 
     state: str
     exit_code: int
@@ -49,176 +61,332 @@ class Supervisor:
         world: World,
         show: Callable[[Event], None],
         port: int | None,
+        clock: Clock | None = None,
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port, self._cluster_name = port, cluster_name
-        self._nodes: list[Node] = cluster.nodes(run.name, world.nodes)
-        self._meeting = cluster.rendezvous_node(run.name)
-        self._shares = cluster.hardware(self._nodes)
+        self._clock = clock or SystemClock()
+        self._settings: Supervision = recorded(runs)
+        self._site = replacing.Site(
+            *(cluster, cluster_name, runs, world, self._settings.check, self._clock),
+            interrupted=lambda: self._interrupted,
+            note=self._note,
+        )
+        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock)
+        self._feed = Feed(cluster)
+        self._news = News(runs)
+        self._incidents = Incidents(self._settings, run.name)
+        self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
+        self._post: Post | None = None
+        self._fenced = self._interrupted = False
         self._silent: set[str] = set()
-        self._agents: dict[str, Process] = {}
-        self._rendezvous: Process | None = None
-        self._offsets = {n.name: len(cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
         self._step = 0
-        self._begun = time.time()
-        self._deaths = 0  # of agents, since the run last moved
-        self._interrupted = False
-        self._told: list[Failure] = []  # by workers that could not reach the store
-        self._next_poll = self._next_heartbeat = 0.0
+        self._next_slow = 0.0
 
     def supervise(self) -> Outcome:
-        """Run to the end. Nothing that was started is left running."""
-        for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
-            self._runs.store.delete(self._runs.key(leftover))
+        """Run to the end. Nothing that was started is left running, unless another supervisor has taken it over."""
+        with self._signals():
+            try:
+                outcome = self._begin() or self._watch()
+                if not self._fenced:
+                    self._fleet.stop(_GRACE_S)
+                    self._pass_on_events()
+            finally:
+                self._end()
+        if not self._fenced and self._post:
+            with self._patience():  # the outcome is what the user wants to hear of
+                self._post.write(outcome.state, self._step, self._fleet.nodes, outcome.message)
+        return outcome
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         restore = [(s, signal.signal(s, self._interrupt)) for s in (signal.SIGINT, signal.SIGTERM)]
         try:
-            self._heartbeat("running")
-            self._start()
-            outcome = self._watch()
-            self._stop_all()
-            self._pass_on_events()
+            yield
         finally:
-            self._kill_all()
-            self._free_memory()
             for sig, handler in restore:
                 signal.signal(sig, handler)
-        try:
-            self._heartbeat(outcome.state, outcome.message)
-        except StoreError as error:  # the outcome is what the user wants to hear of
-            self._show({"event": "note", "text": f"the store does not answer: {error}"})
-        return outcome
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         self._interrupted = True
 
-    # -- processes ------------------------------------------------------------------------------------------------
+    # -- beginning and ending -------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self._kill_leftovers()
-        port = self._port or self._cluster.free_port(self._meeting)
-        self._endpoint = f"{self._meeting.address}:{port}"
-        self._rendezvous = self._cluster.start(self._meeting, rendezvous_command(self._meeting, port))
-        for number, node in enumerate(self._nodes):
-            self._start_agent(number, node)
+    def _begin(self) -> Outcome | None:
+        """Take the office, and what an earlier supervisor has left on a lasting cluster; else start everything."""
+        earlier = last_term(self._runs)
+        office = take_office(self._runs, self._cluster_name, self._world)
+        self._post = Post(self._runs, office, self._cluster_name, self._run.plan.steps, self._clock)
+        if earlier and self._fleet.adopt(earlier):
+            self._take_over(earlier)
+            return None
+        status = read_status(self._runs)
+        if status and status.state == "running" and self._finished():
+            if earlier:  # but the store that they met in goes on, and memory is held
+                clear(self._cluster, self._run.name, earlier.nodes)
+                self._fleet.seats = [Seat(node) for node in earlier.nodes]
+            return self._verdict()  # the workers did not need a supervisor to the end
+        for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
+            self._runs.store.delete(self._runs.key(leftover))
+        if earlier:
+            clear(self._cluster, self._run.name, earlier.nodes)
+        self._news.skip("attempts", "errors")
+        self._beat()
+        try:
+            return self._start()
+        except ClusterError as error:
+            return Outcome("failed", 1, f"capacity: {error}")
 
-    def _renew(self) -> None:
-        """Have lost machines again, where they are rented; they may be others, at other addresses.
+    def _take_over(self, earlier: Term) -> None:
+        self._note(f"taking over from supervisor {earlier.number} on {earlier.host}: its agents go on")
+        status = read_status(self._runs)
+        self._step = status.step if status else 0
+        for attempt in self._news.read("attempts", Attempt):
+            self._incidents.attempt(attempt.attempt, attempt.step)
+        self._news.skip("errors")
+        for node in self._fleet.nodes:
+            self._feed.skip(node)
+        self._record()
+        self._beat()
+
+    def _start(self) -> Outcome | None:
+        """Choose nodes, check them, and have their agents started.
 
         Raises:
-            ClusterError: nothing is to be had.
+            ClusterError: there are not enough that can be used.
         """
-        if isinstance(self._cluster, Rented):
-            self._nodes = [self._cluster.renew(node) for node in self._nodes]
-            self._meeting = self._cluster.rendezvous_node(self._run.name)
-            self._shares = self._cluster.hardware(self._nodes)
-            self._offsets = {n.name: len(self._cluster.read(n, "events.jsonl", 0)) for n in self._nodes}
+        fleet = self._fleet
+        fleet.seats = [Seat(node) for node in replacing.choose(self._site)]
+        if self._cluster.lasting:
+            clear(self._cluster, self._run.name, fleet.nodes)
+        self._beat()  # with the nodes' folders, for those who watch
+        fleet.meet(self._port)
+        replacing.settle(self._site, fleet.seats, fleet.endpoint)
+        for seat in fleet.seats:
+            self._feed.skip(seat.node)
+            seat.due = self._clock.now()
+        return None
 
-    def _kill_leftovers(self) -> None:
-        """Kill what an earlier supervisor left: there must not be two worlds of one run."""
-        for name, nodes in (("rendezvous", [self._meeting]), ("agent", self._nodes)):
-            for node in nodes:
-                while leftover := self._cluster.find(node, name):
-                    leftover.kill()
-
-    def _start_agent(self, number: int, node: Node) -> None:
-        share, url = self._shares[number], self._runs.store.url
-        command = agent_command(self._run, url, self._world, node, share, self._endpoint)
-        self._agents[node.name] = self._cluster.start(node, command)
-
-    def _processes(self) -> Iterator[Process]:
-        yield from self._agents.values()
-        if self._rendezvous:
-            yield self._rendezvous
-
-    def _stop_all(self) -> None:
-        """Ask everything to stop and wait a little; what is left is killed later."""
-        for agent in self._agents.values():
-            agent.terminate()
-        deadline = time.monotonic() + _GRACE_S
-        while time.monotonic() < deadline and any(a.poll() is None for a in self._agents.values()):
-            time.sleep(0.02)
-
-    def _kill_all(self) -> None:
-        for process in self._processes():
-            process.kill()
-
-    def _free_memory(self) -> None:
-        """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
-        freeing = []
-        for node in self._nodes:
-            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
-            with suppress(ClusterError):  # a node that is gone holds nothing
-                freeing.append(self._cluster.start(node, Command("forget", argv, {})))
-        for process in freeing:  # all at once: Ctrl-C waits for this
-            process.wait(_FORGET_TIMEOUT_S)
+    def _end(self) -> None:
+        """Leave nothing behind; what another supervisor has adopted is its own."""
+        if not self._fenced:
+            self._fleet.kill()
+            self._fleet.free_memory()
+            return
+        adopted = None
+        if self._cluster.lasting and self._post:
+            newer = self._post.successor()
+            adopted = newer.agents if newer and newer.endpoint else self._fleet.agent_pids()
+        self._fleet.kill(keep=adopted)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def _watch(self) -> Outcome:
         while True:
             self._pass_on_events()
-            if self._interrupted:
-                return Outcome("stopped", 130, "interrupted")
-            outcome = self._poll_store()
+            outcome = self._look() or self._look_at_agents() or self._decide()
             if outcome:
                 return outcome
-            codes = {name: agent.poll() for name, agent in self._agents.items()}
-            if all(code == 0 for code in codes.values()):
-                return self._verdict()
-            if any(code is not None for code in codes.values()) and self._runs.exists("result.json"):
-                return self._verdict()  # what died did so after the work was done
-            self._replace(codes)
-            if self._deaths >= failures.PATIENCE * len(self._nodes):
-                return Outcome(
-                    "failed",
-                    1,
-                    f"agents died {self._deaths} times and the run did not move",
-                    self._agent_log(),
-                )
-            time.sleep(_POLL_S)
+            self._start_due()
+            self._clock.sleep(_POLL_S)
 
-    def _agent_log(self) -> str:
-        """Return the end of an agent's log, where a reason that no worker could report would be."""
-        tails = (self._cluster.read(n, "agent.log", 0)[-2000:].decode(errors="replace") for n in self._nodes)
-        return next((t for t in tails if t.strip()), "")
-
-    def _replace(self, codes: dict[str, int | None]) -> None:
-        """Start what died again; without the rendezvous store, agents could not meet, so all begin anew."""
-        assert self._rendezvous is not None
-        if self._rendezvous.poll() is not None:
-            self._show({"event": "note", "text": "the rendezvous store died: all agents start again"})
-            self._stop_all()
-            self._kill_all()
-            self._renew()
-            self._start()
-            return
-        for number, node in enumerate(self._nodes):
-            code = codes[node.name]
-            if code not in (None, 0):
-                self._show({"event": "note", "text": f"{node.name} died ({_spell_exit(code)}): started again"})
-                self._agents[node.name].kill()
-                self._deaths += 1
-                with suppress(Unreachable):  # its last agent stays dead: tried again when it answers
-                    self._start_agent(number, node)
-
-    def _poll_store(self) -> Outcome | None:
-        """Look, now and then, for a request to stop and for reasons to give up; write the heartbeat."""
-        now = time.monotonic()
-        if now < self._next_poll:
+    def _look(self) -> Outcome | None:
+        """Look at what changes slowly: requests, the store, logs, pulses; write the heartbeat."""
+        if self._interrupted:
+            return Outcome("stopped", 130, "interrupted")
+        now = self._clock.now()
+        if now < self._next_slow:
             return None
-        self._next_poll = now + _STORE_POLL_S
+        self._next_slow = now + _SLOW_POLL_S
+        self._tell_silence()
+        self._read_logs(now)
+        self._guard(now)
         try:
-            if self._runs.exists("stop"):
-                return Outcome("stopped", 0, "stopped on request")
-            if now >= self._next_heartbeat:
-                self._heartbeat("running")
-            attempts = [a for a in self._runs.read_all("attempts", Attempt) if a.started >= self._begun]
-            failed = [f for f in self._runs.read_all("errors", Failure) if f.time >= self._begun]
+            return self._look_at_store(now)
         except StoreError as error:
-            self._show({"event": "note", "text": f"the store does not answer: {error}"})
-            attempts, failed = [], []
-        verdict = failures.judge(attempts, [*failed, *self._told])
-        return verdict and Outcome("failed", verdict.exit_code, verdict.message, verdict.traceback)
+            self._note(f"the store does not answer: {error}")
+            return None
+
+    def _look_at_store(self, now: float) -> Outcome | None:
+        if self._post and self._post.due() and not self._beat():
+            return self._give_way()
+        if self._runs.exists("stop"):
+            return Outcome("stopped", 0, "stopped on request")
+        for attempt in self._news.read("attempts", Attempt):
+            self._incidents.attempt(attempt.attempt, attempt.step)
+        for failure in self._news.read("errors", Failure):
+            self._hear(failure)
+        return None
+
+    def _give_way(self) -> Outcome:
+        self._fenced = True
+        newer = self._post.successor() if self._post else None
+        who = f"supervisor {newer.number} on {newer.host}" if newer else "another supervisor"
+        return Outcome("fenced", EXIT_FENCED, f"{who} has taken over; `fglaunch attach {self._run.name}` watches it")
+
+    def _look_at_agents(self) -> Outcome | None:
+        codes = self._fleet.codes()
+        if len(codes) == len(self._fleet.seats) and all(code == 0 for code in codes.values()):
+            return self._verdict()
+        dead = {name: code for name, code in codes.items() if code not in (None, 0)}
+        if (dead or any(code == 0 for code in codes.values())) and self._finished():
+            return self._verdict()  # what died did so after the work was done
+        if codes and not self._fleet.meeting():
+            self._restart_all("the rendezvous store died: all agents start again")
+        else:
+            for name, code in dead.items():
+                self._lose(name, code)
+        return None
+
+    def _finished(self) -> bool:
+        try:
+            return self._runs.exists("result.json")
+        except StoreError:
+            return False
+
+    def _restart_all(self, why: str) -> None:
+        at_once = not self._incidents.open_nodes
+        self._incidents.add(self._clock.now(), Sign("lost", why, self._clock.time()))
+        self._fleet.stop(_GRACE_S)
+        self._fleet.kill()
+        for seat in self._fleet.seats:
+            seat.due = self._clock.now() if at_once else None
+
+    def _lose(self, name: str, code: int | None) -> None:
+        """An agent died: it is started again at once, but for one that dies again before that was decided on."""
+        seat = self._fleet.seat(name)
+        assert seat is not None
+        assert seat.agent is not None
+        seat.agent.kill()
+        seat.agent, seat.failures = None, seat.failures + 1
+        seat.due = None if name in self._incidents.open_nodes else self._clock.now()
+        left = code == EXIT_NOTICED
+        message = f"{name} left after a notice" if left else f"the agent of {name} died ({spell_exit(code)})"
+        tail = "" if left else self._feed.agent_tail(seat.node)
+        kind: Kind = "preemption" if left else "lost"
+        self._incidents.add(self._clock.now(), Sign(kind, message, self._clock.time(), node=name, traceback=tail))
+
+    def _start_due(self) -> None:
+        """Start the agents whose time has come."""
+        now = self._clock.now()
+        due = [s for s in self._fleet.seats if s.agent is None and s.due is not None and s.due <= now]
+        if not due:
+            return
+        try:
+            if not self._fleet.meeting():
+                self._fleet.meet(self._port)
+        except ClusterError as error:
+            self._cannot_start(due[0], error)
+            return
+        self._record()  # before: were this process killed meanwhile, the next must know where to look
+        for seat in due:
+            try:
+                self._fleet.start_agent(seat)
+            except ClusterError as error:
+                self._cannot_start(seat, error)
+        self._record()
+
+    def _cannot_start(self, seat: Seat, error: ClusterError) -> None:
+        seat.due, seat.failures = None, seat.failures + 1
+        self._incidents.add(self._clock.now(), Sign("lost", str(error), self._clock.time(), node=seat.node.name))
+
+    # -- deciding -------------------------------------------------------------------------------------------------
+
+    def _decide(self) -> Outcome | None:
+        decision = self._incidents.decide(self._clock.now())
+        if decision is None:
+            return None
+        if decision.verdict and not self._finished():
+            return Outcome("failed", *decision.verdict)
+        self._note(decision.note)
+        if decision.cause.kind == "hardware" and decision.cause.node:
+            self._exclude(decision)
+        self._retry(decision)
+        return None
+
+    def _retry(self, decision: Decision) -> None:
+        """Let everything that is down start after the delay; what runs is stopped first, unless one agent died."""
+        delay, cause = decision.retry.delay_s, decision.cause
+        seat = self._fleet.seat(cause.node)
+        if delay and not (cause.kind == "lost" and seat and seat.agent is None):
+            self._fleet.stop(_GRACE_S)
+            self._fleet.kill()
+        for each in self._fleet.seats:
+            if each.agent is None:
+                self._replace(each)
+                each.due = self._clock.now() + delay
+
+    def _exclude(self, decision: Decision) -> None:
+        """Take a broken node out, if there is another; if not, it goes on while it passes its check."""
+        seat = self._fleet.seat(decision.cause.node)
+        if seat is None:
+            return
+        other = replacing.leave(self._site, seat.node, decision.cause.message, self._fleet.nodes)
+        if seat.agent and other:
+            seat.agent.kill()
+            seat.agent = None
+        if other:
+            self._move(seat, other)
+
+    def _replace(self, seat: Seat) -> None:
+        """Put another node in the place of one on which starting keeps failing, if there is one."""
+        if seat.failures >= self._settings.node_tries:
+            other = replacing.spare(self._site, self._fleet.nodes)
+            if other:
+                self._move(seat, other)
+
+    def _move(self, seat: Seat, other: Node) -> None:
+        self._note(f"{other.name} takes the place of {seat.node.name}")
+        seat.node, seat.failures = other, 0
+        self._feed.skip(other)
+
+    # -- listening ------------------------------------------------------------------------------------------------
+
+    def _pass_on_events(self) -> None:
+        for seat in self._fleet.seats:
+            for event in self._feed.events(seat.node):
+                match event["event"]:
+                    case "failure":
+                        self._hear(msgspec.convert(event["failure"], Failure))
+                    case "attempt":
+                        self._incidents.attempt(event["attempt"], event["step"])
+                        for each in self._fleet.seats:
+                            each.failures = 0
+                    case "snapshot":
+                        self._incidents.committed(event["step"])
+                    case "step":
+                        self._step = max(self._step, event["step"])
+                self._show(event)
+
+    def _hear(self, failure: Failure) -> None:
+        """A worker has said why it gave up."""
+        node = next((n.name for n in self._fleet.nodes if n.folder == failure.folder), "")
+        self._incidents.add(self._clock.now(), sign_of(failure)._replace(node=node))
+
+    def _read_logs(self, now: float) -> None:
+        for node in self._fleet.nodes:
+            for line in self._feed.agent_lines(node):
+                self._incidents.log_line(now, node.name, self._clock.time(), line)
+
+    def _guard(self, now: float) -> None:
+        """Look for ranks that hang or are slow; those that hang are killed, and their agents start them again."""
+        for note in self._watchdog.observe(now, {n.name: self._feed.beats(n) for n in self._fleet.nodes}):
+            self._note(note)
+        hung = self._watchdog.hung(now)
+        if not hung:
+            return
+        self._watchdog.acted(now)
+        slots: dict[str, list[int]] = {}
+        for at in hung.ranks:
+            slots.setdefault(at.node, []).append(at.slot)
+        self._note(f"{hung.text}; stacks are in the ranks' logs")
+        for error in self._fleet.unhang(slots):
+            self._note(str(error))
+        at = hung.ranks[0]
+        self._incidents.add(now, Sign("hang", hung.text, self._clock.time(), node=at.node, rank=at.rank))
 
     def _verdict(self) -> Outcome:
         """All agents left with exit code 0: believe only what is committed."""
@@ -233,71 +401,30 @@ class Supervisor:
 
     # -- telling --------------------------------------------------------------------------------------------------
 
-    def _tell_silence(self, node: Node) -> None:
-        """Say when a node falls silent, and when it answers again; its programs may well live."""
-        if (silent := self._cluster.silence_s(node) > _SILENCE_S) != (node.name in self._silent):
-            self._silent ^= {node.name}
-            text = "does not answer: waiting for it" if silent else "answers again"
-            self._show({"event": "note", "text": f"{node.name} {text}"})
+    def _note(self, text: str) -> None:
+        self._show({"event": "note", "text": text})
 
-    def _pass_on_events(self) -> None:
-        for node in self._nodes:
-            self._tell_silence(node)
-            data = self._cluster.read(node, "events.jsonl", self._offsets[node.name])
-            whole = whole_lines(data)
-            self._offsets[node.name] += len(whole)
-            for event in decode_events(whole):
-                if event["event"] == "failure":
-                    self._told.append(msgspec.convert(event["failure"], Failure))
-                if event["event"] == "step" and event["step"] > self._step:
-                    self._step, self._deaths = event["step"], 0
-                self._show(event)
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Go on when the store does not answer; it is told."""
+        try:
+            yield
+        except StoreError as error:
+            self._note(f"the store does not answer: {error}")
 
-    def _heartbeat(self, state: str, message: str = "") -> None:
-        self._next_heartbeat = time.monotonic() + HEARTBEAT_S
-        status = Status(
-            state=state,
-            step=self._step,
-            steps=self._run.plan.steps,
-            updated=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            token=process_token(os.getpid()) or "",
-            cluster=self._cluster_name,
-            nodes=tuple(n.folder for n in self._nodes),
-            message=message,
-        )
-        self._runs.write("status.json", status)
+    def _tell_silence(self) -> None:
+        """Say which nodes have fallen silent, and which answer again: their programs may well live."""
+        silent = {n.name for n in self._fleet.nodes if self._cluster.silence_s(n) > _SILENCE_S}
+        for name in sorted(silent ^ self._silent):
+            self._note(f"{name} " + ("does not answer: waiting for it" if name in silent else "answers again"))
+        self._silent = silent
 
+    def _record(self) -> None:
+        """Note what runs, for a supervisor that goes on after this one."""
+        with self._patience():
+            if self._post:
+                self._post.record(self._fleet)
 
-def rendezvous_command(node: Node, port: int | str) -> Command:
-    """Return what to start on the first node, for the agents to meet in."""
-    return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
-
-
-def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:
-    """Return what to start on a node that has this share of the hardware. Pure."""
-    argv = engine.agent_argv(
-        node.python,
-        world=world,
-        run=run.name,
-        store=store_url,
-        folder=node.folder,
-        address=node.address,
-        endpoint=endpoint,
-    )
-    mine = share.gpus[: world.gpus]
-    threads = max(1, share.cores // world.gpus)
-    env = engine.agent_env(
-        threads=threads,
-        address=node.address,
-        devices=",".join(mine) if mine else None,
-        bits=run.recipe.determinism == "bits",
-    )
-    return Command("agent", argv, env)
-
-
-def _spell_exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"
+    def _beat(self) -> bool:
+        assert self._post is not None
+        return self._post.beat(self._step, self._fleet.nodes)

@@ -169,7 +169,9 @@ def peers(settings: Settings, state: State) -> dict[str, Callable[[int], Any]]:
     stager = DefaultStager(StagingOptions(False, False, False, False))
 
     def async_save(kind: str, how: AsyncCheckpointerType) -> Callable[[int], Any]:
-        return lambda i: async_(whole(), storage_writer=path(kind, i), async_checkpointer_type=how, async_stager=stager)
+        group = dist.new_group(backend="gloo")  # its collectives run beside training's
+        options = {"process_group": group, "async_checkpointer_type": how, "async_stager": stager}
+        return lambda i: async_(whole(), storage_writer=path(kind, i), **options)
 
     def torch_save(i: int) -> None:
         if dist.get_rank() == 0:
@@ -216,8 +218,9 @@ def measure(settings: Settings, place: Place) -> dict[str, Any]:
         found["restore"].append(timed(lambda: load.from_store(ours.runs, place, names, print))[0])
     found["rss_ours"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     ours.close()
+    stock = peers(settings, state) if settings.peer_rounds else {}
     for i in range(settings.peer_rounds):
-        for name, save in peers(settings, state).items():
+        for name, save in stock.items():
             blocked, pending = timed(lambda i=i, save=save: save(i))  # type: ignore[misc]
             rest, _ = timed(lambda pending=pending: finish(pending))  # type: ignore[misc]
             found["blocked"].setdefault(name, []).append(blocked)

@@ -19,6 +19,7 @@ from fgtrain.dcp.parallel import in_parallel
 from fgtrain.dcp.record import (
     Item,
     Key,
+    NamedCheckpoints,
     checked_name,
     checked_prefix,
     checkpoints,
@@ -31,7 +32,7 @@ from fgtrain.errors import UserError
 from fgtrain.stores import Store, open_store
 
 
-class StoreReader(StorageReader):
+class StoreReader(NamedCheckpoints, StorageReader):
     """Reads a checkpoint that `StoreWriter` wrote, on any number of ranks.
 
     Each rank reads only the blocks that its part of the state needs, and verifies each against its SHA-256.
@@ -141,15 +142,6 @@ class StoreReader(StorageReader):
         future: Future[None] = Future()
         future.set_result(None)
         return future
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Tell whether a checkpoint can have this name."""
-        try:
-            checked_name(os.fspath(checkpoint_id))
-        except UserError:
-            return False
-        return True
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -132,6 +133,19 @@ def checked_name(name: str) -> str:
     except ValueError:
         pass
     raise UserError(f"checkpoint {name!r}: give it a name of one part, as step-1000")
+
+
+class NamedCheckpoints:
+    """The part of torch's storage protocols that asks about names."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Tell whether a checkpoint can have this name."""
+        try:
+            checked_name(os.fspath(checkpoint_id))
+        except UserError:
+            return False
+        return True
 
 
 def checkpoints(store: Store, prefix: str) -> list[str]:

@@ -26,6 +26,7 @@ from fgtrain.dcp.payload import Payload, fingerprint, payload
 from fgtrain.dcp.record import (
     FORMAT,
     Item,
+    NamedCheckpoints,
     Record,
     check_items,
     checked_name,
@@ -61,7 +62,7 @@ class _Saving(threading.local):
         self.known: frozenset[str] = frozenset()
 
 
-class StoreWriter(StorageWriter):
+class StoreWriter(NamedCheckpoints, StorageWriter):
     """Writes checkpoints below a prefix of a store.
 
     The checkpoint exists from the moment its record is created, which comes last, and only if every planned byte was
@@ -197,15 +198,6 @@ class StoreWriter(StorageWriter):
             items=items,
         )
         self._commit(record_key(self.prefix, record.name), encode(record))
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Tell whether a checkpoint can have this name."""
-        try:
-            checked_name(os.fspath(checkpoint_id))
-        except UserError:
-            return False
-        return True
 
     # -- before ----------------------------------------------------------------------------------------------------
 

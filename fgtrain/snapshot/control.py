@@ -80,19 +80,28 @@ class Control:
         self._buffers = buffers
         self._clock = Clock(when, _hazard(runs) if place.leads else interval.PRIOR_MTBF_S)
         self._last_kept = 0
+        self._early = False  # asked for a snapshot that was not begun yet
         self._stall_s = 0.0
+        self._commit_s = 0.0
         self._step_s = 0.0
         self._stepped_at: float | None = None
         self._skipped = self._failed = 0
         self._failed_in_a_row: list[str] = []  # why
         self._final_s = final_timeout_s
 
-    def wishes(self, next_step: int, *, stop: bool) -> Wishes:
-        """Return what this rank wants after the step that comes."""
+    def wishes(self, next_step: int, *, stop: bool, save: bool = False) -> Wishes:
+        """Return what this rank wants after the step that comes.
+
+        Args:
+            next_step: that step's number.
+            stop: this rank has been asked to stop.
+            save: this rank has been asked for a snapshot ahead of time; it gets one as soon as there is room.
+        """
         leads = self._place.leads
+        self._early |= save
         return Wishes(
             stop=stop,
-            save=leads and self._clock.due(next_step),
+            save=(leads and self._clock.due(next_step)) or (self._early and not self._saver.full),
             keep=leads and self._keep_due(next_step),
             full=self._saver.full,
         )
@@ -145,6 +154,7 @@ class Control:
         self._last_kept = state.step
         if persist:
             self._clock.begun()
+            self._early = False
 
     def _hear(self, reports: Sequence[Committed | Failed]) -> None:
         for report in reports:
@@ -164,6 +174,7 @@ class Control:
         self._journal.committed(done.step)
         if not self._place.leads:
             return
+        self._commit_s = done.seconds
         self._journal.event(
             "snapshot",
             step=done.step,
@@ -189,6 +200,12 @@ class Control:
         Raises:
             StoreError: it failed, and is `required`.
         """
+        if not required and self._commit_s:
+            text = (
+                f"step {state.step}: the last snapshot before leaving; the one before took {self._commit_s:.1f} s to"
+                " commit. A node that goes sooner leaves what is in other nodes' memory, else the last commit"
+            )
+            self._journal.event("note", text=text)
         try:
             self._saver.make_room(self._final_s)
             self._begin(state, persist=True)

@@ -81,6 +81,11 @@ def memory_order(t: torch.Tensor) -> tuple[int, ...]:
     return order if t.permute(order).is_contiguous() else ()
 
 
+def is_dense(t: torch.Tensor) -> bool:
+    """Tell whether a tensor's bytes lie without gaps, so that `flat_bytes` is a view."""
+    return t.is_contiguous() or bool(memory_order(t))
+
+
 def split(sizes: list[int], rank: int, size: int) -> range:
     """Return which of consecutive pieces of these sizes a rank handles: contiguous, even by bytes."""
     total, start, mine = sum(sizes), 0, []

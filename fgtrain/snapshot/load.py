@@ -1,7 +1,7 @@
 """Recovery: the newest state that verifies, from the nearest tier.
 
 Host memory first: what the ranks of the last attempts staged and this job's nodes still hold. Then the store: every
-byte is read once, by one rank, and handed to the others.
+byte is read once, by one rank, into memory that its node's ranks share, and goes from there to the other nodes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,11 +18,12 @@ from fgtrain.errors import Corrupt, FglaunchError, KeyMissing, StoreUnavailable
 from fgtrain.manifest import Manifest, chunk_sizes
 from fgtrain.place import Place, agree, from_all, from_leader
 from fgtrain.runstore import RunStore
-from fgtrain.snapshot import staged
+from fgtrain.snapshot import common, staged
 from fgtrain.snapshot.layout import split, tensor_at
 from fgtrain.snapshot.staged import Header, Lines
 
 _STREAMS = 8  # requests at a time
+_ALIGN = 64  # of groups in memory, so that any dtype can be viewed in place
 
 
 class Restored(NamedTuple):
@@ -229,45 +229,50 @@ def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, 
     Raises:
         Corrupt, StoreError
     """
-    buffers = {name: torch.empty(group.bytes_, dtype=torch.uint8) for name, group in manifest.groups.items()}
+    starts, whole = _starts(manifest)
     chunks = [
-        (name, number * group.chunk_bytes, bytes_, group.chunks[number])
+        (starts[name] + number * group.chunk_bytes, bytes_, group.chunks[number])
         for name, group in sorted(manifest.groups.items())
         for number, bytes_ in enumerate(chunk_sizes(group))
     ]
-    sizes = [c[2] for c in chunks]
+    shares = [split([c[1] for c in chunks], rank, place.size) for rank in range(place.size)]
+    memory = common.take(whole, place)
+    view = memoryview(memory.buffer.numpy()).cast("B")  # type: ignore[arg-type]
 
     def fetch(i: int) -> None:
-        name, start, bytes_, digest = chunks[i]
-        data = runs.get_chunk(digest)
-        if len(data) != bytes_:
-            raise Corrupt(f"chunk {digest[:12]} has {len(data)} bytes, not {bytes_}")
-        buffers[name].numpy()[start : start + bytes_] = np.frombuffer(data, dtype=np.uint8)
+        start, bytes_, digest = chunks[i]
+        runs.fetch_chunk(digest, view[start : start + bytes_])
 
     problem: FglaunchError | None = None
     with ThreadPoolExecutor(_STREAMS) as pool:
         try:
-            for _ in pool.map(fetch, split(sizes, place.rank, place.size)):
+            for _ in pool.map(fetch, shares[place.rank]):
                 pass
         except FglaunchError as error:
             problem = error
     _agree_on(problem)
-    if place.size > 1:
-        for source in range(place.size):
-            for name, start, stop in _stretches(chunks, split(sizes, source, place.size)):
-                dist.broadcast(buffers[name][start:stop], src=source)
-    return {name: tensor_at(buffers[span.group], span) for name, span in manifest.tensors.items()}
+    memory.spread([_stretches(chunks, share) for share in shares], place)
+    return {name: tensor_at(memory.buffer[starts[span.group] :], span) for name, span in manifest.tensors.items()}
 
 
-def _stretches(chunks: list[tuple[str, int, int, str]], which: range) -> list[tuple[str, int, int]]:
-    """Join consecutive chunks of a group into (group, start, stop)."""
-    joined: list[tuple[str, int, int]] = []
+def _starts(manifest: Manifest) -> tuple[dict[str, int], int]:
+    """Return where each group begins in one stretch of memory, and how long that is."""
+    starts, offset = {}, 0
+    for name, group in sorted(manifest.groups.items()):
+        starts[name] = offset
+        offset += -(-group.bytes_ // _ALIGN) * _ALIGN
+    return starts, offset
+
+
+def _stretches(chunks: list[tuple[int, int, str]], which: range) -> list[tuple[int, int]]:
+    """Join consecutive chunks into (start, stop)."""
+    joined: list[tuple[int, int]] = []
     for i in which:
-        name, start, bytes_, _ = chunks[i]
-        if joined and joined[-1][0] == name and joined[-1][2] == start:
-            joined[-1] = (name, joined[-1][1], start + bytes_)
+        start, bytes_, _ = chunks[i]
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], start + bytes_)
         else:
-            joined.append((name, start, start + bytes_))
+            joined.append((start, start + bytes_))
     return joined
 
 

@@ -16,7 +16,7 @@ from fgtrain.manifest import Manifest
 from fgtrain.place import Place, from_all, from_leader
 from fgtrain.runstore import RunStore
 from fgtrain.snapshot.arena import FROZEN, Arena
-from fgtrain.snapshot.layout import Layout, Tensors
+from fgtrain.snapshot.layout import Layout, Tensors, is_dense
 from fgtrain.snapshot.memory import forget_older
 from fgtrain.snapshot.protocol import Abandon, Committed, Copied, Copy, Failed, Listening, Persist, Report, Stored
 from fgtrain.snapshot.replicate import Peer, peer_of
@@ -29,6 +29,19 @@ FINAL_TIMEOUT_S = 3600.0
 _MEET_TIMEOUT_S = 60.0
 _REHASH_EVERY = 20  # snapshots between two looks at what is believed not to have changed
 _TURN_S = 1.0  # between two words of the ranks on what they wait for
+
+Plan = tuple[tuple[Stretch, ...], list[Piece], list[Piece]]
+"""Where a share goes, what to copy at once, what in the background."""
+
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+def fingerprint(tensors: Tensors) -> Fingerprint:
+    """Return what changes when a tensor is replaced, moved or resized; its bytes may change.
+
+    A plan holds on to the memory that it copies from, so while it is kept no other tensor can be at the same address.
+    """
+    return tuple((name, t.data_ptr(), t.numel()) for some in tensors.values() for name, t in some.items())
 
 
 class Saver:
@@ -60,6 +73,8 @@ class Saver:
         self._stager = make_stager(place.device)
         self._persisted = self._begun = 0
         self._layout: Layout | None = None
+        self._fingerprint: Fingerprint = ()
+        self._plans: dict[Fingerprint, dict[tuple[str, bool], Plan]] = {}
         self._frozen_staged = False
         self._frozen_crc32 = 0
         self._heard: list[Committed | Failed] = []
@@ -126,6 +141,7 @@ class Saver:
             for folder in self._folders:
                 forget_older(folder.parent, self._attempt)
         rehash = persist and self._persisted % _REHASH_EVERY == 0
+        self._fingerprint = fingerprint(tensors)
         try:
             rehash |= self._arrange(tensors)
         except StoreUnavailable as error:
@@ -157,21 +173,34 @@ class Saver:
         Raises:
             StoreUnavailable: there is no room for shares of that size.
         """
-        if self._layout is not None and self._layout.fits(tensors):
+        if self._layout is not None and (self._fingerprint in self._plans or self._layout.fits(tensors)):
             return False
         layout = Layout(tensors)
         shares = layout.share(self._place.rank, self._place.size)
         moving = sum(stop - start for group, (start, stop) in shares.items() if group != FROZEN)
         start, stop = shares.get(FROZEN, (0, 0))
+        self._plans.clear()
         self._layout = None  # should there be no room, the next snapshot asks again
         self._arena.reserve(moving, stop - start)
         self._layout = layout
         return True
 
-    def _plan(
-        self, slot: str, tensors: Tensors, buffers: set[str]
-    ) -> tuple[tuple[Stretch, ...], list[Piece], list[Piece]]:
-        """Return where this rank's share goes, what to copy at once, and what in the background."""
+    def _plan(self, slot: str, tensors: Tensors, buffers: set[str]) -> Plan:
+        """Return where this rank's share goes, what to copy at once, and what in the background.
+
+        Tensors stay where they are from step to step, and so does the plan of a slot.
+        """
+        if self._fingerprint not in self._plans:
+            self._plans = {self._fingerprint: {}}
+        known, key = self._plans[self._fingerprint], (slot, self._frozen_staged)
+        if key in known:
+            return known[key]
+        plan = self._new_plan(slot, tensors, buffers)
+        if all(is_dense(t) for some in tensors.values() for t in some.values()):  # else it copies copies
+            known[key] = plan
+        return plan
+
+    def _new_plan(self, slot: str, tensors: Tensors, buffers: set[str]) -> Plan:
         layout = self._layout
         assert layout is not None
         stretches, now, later, offset = [], [], [], 0

@@ -13,7 +13,10 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 import torch
@@ -74,11 +77,43 @@ class Stager(Protocol):
         """Return once `done` has returned too."""
 
 
+class _Background:
+    """One thread that does one thing at a time. It stays: starting a thread waits for it to run, this does not."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread: threading.Thread | None = None
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Begin a job; the last one must have finished."""
+        self._idle.clear()
+        self._jobs.put(job)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="staging", daemon=True)
+            self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                job()
+            except BaseException:  # a job that dies must not leave the training waiting
+                traceback.print_exc()
+            finally:
+                self._idle.set()
+
+    def finish(self) -> None:
+        """Return once the job is done."""
+        self._idle.wait()
+
+
 class HostStager:
     """Copies host tensors in one background thread; torch's copy runs without the interpreter's lock."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        self._background = _Background()
         self._copied = threading.Event()
         self._copied.set()
         self.copy_s = 0.0
@@ -88,8 +123,7 @@ class HostStager:
         self.finish()
         _copy(now)
         self._copied.clear()
-        self._thread = threading.Thread(target=self._work, args=(later, done), name="staging", daemon=True)
-        self._thread.start()
+        self._background.do(partial(self._work, later, done))
 
     def _work(self, later: list[Piece], done: Callable[[], None]) -> None:
         started = time.perf_counter()
@@ -106,9 +140,7 @@ class HostStager:
 
     def finish(self) -> None:
         """See `Stager`."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        self._background.finish()
 
 
 class CudaStager:
@@ -118,7 +150,7 @@ class CudaStager:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._thread: threading.Thread | None = None
+        self._background = _Background()
         self.copy_s = 0.0
 
     def begin(self, now: list[Piece], later: list[Piece], done: Callable[[], None]) -> None:
@@ -133,9 +165,7 @@ class CudaStager:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(self._stream)
         started = time.perf_counter()
-        args = (self._event, started, done)
-        self._thread = threading.Thread(target=self._work, args=args, name="staging", daemon=True)
-        self._thread.start()
+        self._background.do(partial(self._work, self._event, started, done))
 
     def _work(self, event: torch.cuda.Event, started: float, done: Callable[[], None]) -> None:
         event.synchronize()
@@ -148,9 +178,7 @@ class CudaStager:
 
     def finish(self) -> None:
         """See `Stager`."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        self._background.finish()
 
 
 def _copy(what: list[Piece], *, non_blocking: bool = False) -> None:

@@ -28,6 +28,7 @@ from fgtrain.snapshot.staged import Header, Lines
 WEIGHT_GROUPS = ("frozen", "model", "ema")
 PART_TIMEOUT_S = 300.0  # from a share being stored to the slowest rank's
 _STREAMS = 4  # requests at a time
+_LONGEST_PAUSE_S = 0.25  # between two looks for part lists: what a commit may come late by
 _STORED, _GIVEN_UP = ".json", ".failed"  # how the key of a rank's part list ends
 _PENDING_S = 3600.0  # how long an uncommitted upload may be relied upon: well below any grace period of a collection
 
@@ -217,7 +218,6 @@ class Uploader:
         self._check_fence()
         self._create(manifest)
         self._go_on_from(manifest)
-        self._clean(header.step)
         return manifest
 
     def _check_fence(self) -> None:
@@ -250,7 +250,7 @@ class Uploader:
                 raise StoreUnavailable(f"{len(there)} of {header.world} ranks stored their share{why}")
             self._check_fence()  # a newer attempt's commit takes the part lists of older ones away
             self._sleep(pause)
-            pause = min(pause * 1.5, 1.0)
+            pause = min(pause * 1.5, _LONGEST_PAUSE_S)
 
     def _part(self, key: str) -> PartList:
         try:
@@ -270,8 +270,8 @@ class Uploader:
                 logs[log] = (*logs.get(log, ()), segment)
         return logs
 
-    def _clean(self, step: int) -> None:
-        """Remove part lists that no commit needs any more; leftovers harm nobody.
+    def clean(self, step: int) -> None:
+        """Remove part lists that no commit needs once that of `step` is made; leftovers harm nobody.
 
         Those of a newer attempt stay, whatever their step: its commit may be under way.
         """

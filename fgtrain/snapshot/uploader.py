@@ -68,7 +68,11 @@ def main() -> None:
     """Serve orders until told to quit, or until the rank's end of the pipe is closed."""
     start = msgspec.json.decode(sys.argv[1], type=Start)
     die_with_parent(parent=start.parent)
-    for sig in (signal.SIGTERM, signal.SIGINT):  # a rank that is asked to stop still wants its last snapshot stored
+    for sig in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGUSR1,
+    ):  # a rank that is asked to stop still wants its last snapshot stored
         signal.signal(sig, signal.SIG_IGN)
     os.nice(_NICENESS)
     receiver = Receiver(start.host, Path(start.memory), start.token, start.port) if start.token else None
@@ -148,6 +152,7 @@ class Service:
             slot = ""  # once told that it is stored, the rank may put something else there
             if self._rank == 0:
                 self.say(self._commit(uploader, header, started))
+                uploader.clean(header.step)
             elif (last := uploader.last) and last.name != self._heard:
                 self._heard = last.name
                 self.say(Committed(last.step, last.name, 0, 0, 0.0))

@@ -101,6 +101,31 @@ class Copier(Protocol):
         """
 
 
+@runtime_checkable
+class Fetcher(Protocol):
+    """What a store may offer beside `Store`: reads that go straight to where the bytes are wanted."""
+
+    def fetch(self, key: str, into: memoryview) -> int:
+        """Read an object into memory (contiguous bytes) and return the object's size.
+
+        Of a size other than `into` has, what is in `into` then means nothing.
+
+        Raises:
+            KeyMissing: no such object.
+            StoreUnavailable: worth another try.
+        """
+
+
+def fetch(store: Store, key: str, into: memoryview) -> int:
+    """Read an object into memory, without a copy where the store can. See `Fetcher.fetch`."""
+    if isinstance(store, Fetcher):
+        return store.fetch(key, into)
+    data = store.get(key)
+    if len(data) == len(into):
+        into[:] = data
+    return len(data)
+
+
 def copy(store: Store, source: str, target: str) -> None:
     """Copy an object within a store, by the store itself where it can. See `Copier.copy`."""
     if isinstance(store, Copier):

@@ -1,4 +1,4 @@
-"""`fglaunch attach RUN`: watch a run whose supervisor is another process."""
+"""`fglaunch attach RUN`: watch a run whose supervisor is another process; supervise it if that one is gone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from fgtrain.stores import open_store
 from launcher.clusters import find_cluster
 from launcher.display import make_display
 from launcher.events import decode_events, whole_lines
-from launcher.foreground import conclude, resume_command, say
+from launcher.fleet import still_runs
+from launcher.foreground import conclude, resume_command, say, supervise_here
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
 from launcher.supervisor import Outcome
+from launcher.takeover import last_term
 
 _POLL_S = 0.2
 
 
 def call(args: argparse.Namespace) -> int:
-    """Show the run's events until it ends; Ctrl-C leaves the run alone."""
+    """Show the run's events until it ends; Ctrl-C leaves the run alone.
+
+    When the supervisor is gone and the agents go on without it, this process takes over.
+    """
     runs = RunStore(open_store(args.store or default_store()), args.run)
     run = existing_run(runs)
     status = read_status(runs)
@@ -43,6 +48,10 @@ def call(args: argparse.Namespace) -> int:
             status = read_status(runs)
     finally:
         display.close()
+    term = last_term(runs)
+    if live_state(status) == "lost" and term and still_runs(cluster, term):
+        say(f"the supervisor of {args.run} on {term.host} is gone and its agents are not: taking over")
+        return supervise_here(run, runs, term.cluster, term.world, None)
     return _conclude(runs, status)
 
 

@@ -18,11 +18,13 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, prepare
+from launcher import foreground, prepare, supervision
 from launcher.clusters import choose, find_cluster
+from launcher.fleet import clear
 from launcher.foreground import say
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
+from launcher.takeover import last_term
 
 
 def call(args: argparse.Namespace) -> int:
@@ -48,10 +50,15 @@ def call(args: argparse.Namespace) -> int:
     notes = foreground.check_start(run, cluster, world, args.port)
     check_data(run)
     notes += prepare.try_store(runs.store)
-    foreground.make_ready(run.name, cluster, world)
+    settings = supervision.changed(supervision.recorded(runs), args.supervise)
+    foreground.make_ready(runs, cluster_name, cluster, world)
     for note in notes:
         say(note)
+    if args.supervise:
+        runs.write(supervision.KEY, settings)
     if args.from_step is not None:
+        if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
+            clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)

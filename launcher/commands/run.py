@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from cluster import Cluster, Command, Node, Rented
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, share
-from fgtrain.runstore import RunFile
+from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
-from launcher import foreground, prepare
+from launcher import foreground, prepare, supervision
 from launcher.clusters import choose, find_cluster
+from launcher.fleet import agent_command, rendezvous_command
 from launcher.foreground import say
-from launcher.supervisor import agent_command, rendezvous_command
 
 _SHOWN = 6  # evaluations named by --dry-run
 
@@ -23,6 +24,7 @@ _SHOWN = 6  # evaluations named by --dry-run
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     world = World(args.nodes, args.gpus)
+    settings = supervision.changed(supervision.Supervision(), args.supervise)
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
@@ -36,20 +38,24 @@ def call(args: argparse.Namespace) -> int:
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
     if not args.dry_run:
-        foreground.make_ready(run.name, cluster, world)
+        foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world)
     for note in notes:
         say(note)
     if args.dry_run:
-        print("\n".join(dry_run(run, store, cluster, world, args.port)))
+        nodes = foreground.usable_nodes(RunStore(store, run.name), cluster_name, cluster, world)
+        print("\n".join(dry_run(run, store, cluster, nodes, world, args.port)))
         return 0
     runs = prepare.register(run, store)
+    runs.write(supervision.KEY, settings)
     adopt(run, runs)
     if args.detach:
         return foreground.detach(runs, cluster_name, world, args.port)
     return foreground.supervise_here(run, runs, cluster_name, world, args.port)
 
 
-def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: int | None) -> list[str]:
+def dry_run(
+    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
+) -> list[str]:
     """Return the plan and the command of every node, as lines."""
     plan = run.plan
     lines = [
@@ -66,8 +72,7 @@ def dry_run(run: RunFile, store: Store, cluster: Cluster, world: World, port: in
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
         lines.append(f"  rank {rank:<4} {len(mine)} micro-batches: {mine.start}..{mine.stop - 1}")
-    nodes = cluster.nodes(run.name, world.nodes)
-    where, meeting = cluster.rendezvous_node(run.name), port or "FREE_PORT"
+    where, meeting = cluster.rendezvous_node(run.name) or nodes[0], port or "FREE_PORT"
     commands = [(where, rendezvous_command(where, meeting))]
     for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
         command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
+import msgspec
+
+from cluster import Cluster, Node
 from fgtrain.errors import UserError
-from fgtrain.runstore import RunStore
+from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
+from launcher.clusters import find_cluster
+from launcher.fleet import clear, still_runs
 from launcher.foreground import resume_command, say
 from launcher.prepare import default_store
-from launcher.status import existing_run, live_state, read_status
+from launcher.status import Status, existing_run, live_state, read_status
+from launcher.takeover import last_term
 
 _TIMEOUT_S = 60.0
+_GRACE_S = 10.0  # for workers whose supervisor is gone to take a last snapshot
 
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
     runs = RunStore(open_store(args.store or default_store()), args.run)
-    existing_run(runs)
-    state = live_state(read_status(runs))
+    run = existing_run(runs)
+    status = read_status(runs)
+    state = live_state(status)
+    if state == "lost" and status and _stop_orphans(run, runs, status):
+        return 0
     if state != "running":
         say(f"{args.run} is not running: it is {state}")
         return 0
@@ -31,3 +42,23 @@ def call(args: argparse.Namespace) -> int:
             return 0
         time.sleep(0.1)
     raise UserError(f"{args.run} did not stop within {_TIMEOUT_S:g} s; it will when its supervisor next looks")
+
+
+def _stop_orphans(run: RunFile, runs: RunStore, status: Status) -> bool:
+    """Stop agents that go on without a supervisor; False if there are none."""
+    cluster, term = find_cluster(status.cluster, Path(run.cwd)), last_term(runs)
+    if term is None or not still_runs(cluster, term):
+        return False
+    for node in term.nodes:
+        _terminate(cluster, node)
+    clear(cluster, runs.run, term.nodes)
+    runs.write("status.json", msgspec.structs.replace(status, state="stopped", message="stopped on request"))
+    say(f"{run.name} had no supervisor; its agents are stopped, and `{resume_command(runs)}` goes on")
+    return True
+
+
+def _terminate(cluster: Cluster, node: Node) -> None:
+    agent = cluster.find(node, "agent")
+    if agent:
+        agent.terminate()
+        agent.wait(_GRACE_S)

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from fgtrain.errors import KeyExists, KeyMissing
-from fgtrain.stores import Abilities, Entry, Store, copy, now
+from fgtrain.stores import Abilities, Entry, Store, copy, fetch, now
 
 MIB = 1 << 20
 RACERS = 16
@@ -84,6 +84,24 @@ class StoreContract:
         assert store.get("big") == data
         assert store.get("big", 7 * MIB + 3, 7 * MIB + 1003) == data[7 * MIB + 3 : 7 * MIB + 1003]
         assert store.head("big").bytes_ == len(data)
+
+    def test_object_is_fetched_to_where_it_is_wanted(self, store: Store) -> None:
+        data = Random(8).randbytes(5 * MIB + 3)
+        store.put("big", data)
+        memory = bytearray(len(data) + 2)
+        assert fetch(store, "big", memoryview(memory)[1:-1]) == len(data)
+        assert memory == b"\0" + data + b"\0"
+
+    def test_fetch_tells_the_size_of_what_does_not_fit(self, store: Store) -> None:
+        store.put("k", b"0123456789")
+        store.put("empty", b"")
+        memory = bytearray(12)
+        assert fetch(store, "k", memoryview(memory)[1:10]) == 10
+        assert fetch(store, "k", memoryview(memory)[:11]) == 10
+        assert memory[11] == 0
+        assert fetch(store, "empty", memoryview(bytearray())) == 0
+        with pytest.raises(KeyMissing, match="nothing"):
+            fetch(store, "nothing", memoryview(memory))
 
     def test_views_are_written_as_their_bytes(self, store: Store) -> None:
         numbers = memoryview(bytes(range(16))).cast("I")

@@ -68,7 +68,9 @@ def snapshot(runs: RunStore, folder: Path, step: int, attempt: int, world: int) 
         headers.append(stage(mine, RUN, step, attempt, rank, world, last.name if last else None))
         uploaders.append(Uploader(runs, mine, attempt, rank, last, trusted=trusted))
         uploaders[rank].store_share(headers[rank])
-    return uploaders[0].commit(headers[0]).name
+    name = uploaders[0].commit(headers[0]).name
+    uploaders[0].clean(step)
+    return name
 
 
 def newest(runs: RunStore) -> Manifest | None:

@@ -92,3 +92,26 @@ def test_commit_of_a_lone_rank_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(restored.tensors["f"], small["frozen"]["f"])
     assert torch.equal(restored.tensors["m"], small["model"]["m"])
     assert runs.log_lines(manifest, "samples") == b"{}\n"
+
+
+def test_each_snapshot_holds_what_the_tensors_hold_then(tmp_path: Path) -> None:
+    """What is where is worked out once; a tensor with gaps, and one that is replaced, must not go stale by that."""
+    gaps = torch.arange(24.0).reshape(4, 6)[:, :5]
+    tensors: Tensors = {"model": {"dense": torch.arange(8.0), "gaps": gaps, "moved": torch.zeros(3)}}
+    runs, saver = saver_of(tmp_path, 0, 1)
+    try:
+        for step in range(1, 16):
+            saver.make_room(60)
+            saver.begin(step, tensors, set(), {}, {}, persist=True)
+            saver.drain()
+            saver.settle(step, 60)
+            restored = newest(runs, Place(0, 1, 0, torch.device("cpu")), [], lambda text: None)
+            assert restored
+            for name, t in tensors["model"].items():
+                assert torch.equal(restored.tensors[name], t), (step, name)
+            for t in tensors["model"].values():
+                t += step
+            if step == 12:
+                tensors["model"]["moved"] = tensors["model"]["moved"] * 2
+    finally:
+        saver.close()

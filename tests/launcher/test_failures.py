@@ -1,75 +1,139 @@
-"""When to give up: the user's mistake at once, the same error twice, no progress five times; never before."""
+"""Failures by class, from exit statuses and exception texts; the cause of an incident; the same exception twice."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fgtrain.runstore import Attempt, Failure
-from launcher.failures import PATIENCE, judge
-
-
-def attempts(*steps: int) -> list[Attempt]:
-    return [Attempt(attempt=i, step=s, world=2, started=float(i)) for i, s in enumerate(steps, 1)]
-
-
-def failure(attempt: int, kind: str = "error", message: str = "boom", rank: int = 0, time: float = 0.0) -> Failure:
-    return Failure(attempt=attempt, rank=rank, time=time, kind=kind, message=message, traceback=f"tb of {message}")
-
-
-def test_nothing_failed_goes_on() -> None:
-    assert judge([], []) is None
-    assert judge(attempts(0), []) is None
-
-
-def test_users_mistake_ends_at_once_with_2_and_no_traceback() -> None:
-    verdict = judge(attempts(0), [failure(1, "error"), failure(1, "user", "no such folder", time=1.0)])
-    assert verdict == (2, "no such folder", "")
-
-
-def test_first_of_several_mistakes_is_told() -> None:
-    verdict = judge([], [failure(0, "user", "late", time=2.0), failure(0, "user", "early", time=1.0)])
-    assert verdict is not None
-    assert verdict.message == "early"
-
-
-def test_one_error_is_worth_another_try_whatever_the_ranks() -> None:
-    assert judge(attempts(0), [failure(1, rank=0), failure(1, rank=1)]) is None
-
-
-def test_same_error_from_the_same_step_twice_ends_with_its_traceback() -> None:
-    verdict = judge(attempts(8, 8), [failure(1), failure(2)])
-    assert verdict is not None
-    assert verdict.exit_code == 1
-    assert "boom" in verdict.message
-    assert verdict.traceback == "tb of boom"
+from fgtrain.runstore import Failure
+from launcher.failures import KINDS, Poison, Sign, cause, classify_exit, classify_text, sign_of, spell_exit, worker_exit
 
 
 @pytest.mark.parametrize(
-    ("steps", "messages"), [((0, 8), ("boom", "boom")), ((8, 8), ("boom", "bang"))], ids=["moved on", "another error"]
+    ("text", "kind"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...", "oom"),
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: ...", "oom"),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "oom"),
+        ("MemoryError: ", "oom"),
+        ("OSError: [Errno 12] Cannot allocate memory", "oom"),
+        ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "hardware"),
+        ("AcceleratorError: CUDA error: unspecified launch failure", "hardware"),
+        ("RuntimeError: NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", "hardware"),
+        ("RuntimeError: CUDA error: no CUDA-capable device is detected", "hardware"),
+        ("OSError: [Errno 28] No space left on device: '/dev/shm/x'", "capacity"),
+        ("StoreError: file:///x: the disk is full", "capacity"),
+        ("ValueError: Expected more than 1 value per channel", "error"),
+        ("AssertionError: executing the memory of a past step", "error"),
+        ("", "error"),
+    ],
 )
-def test_other_error_or_other_step_is_worth_another_try(steps: tuple[int, ...], messages: tuple[str, ...]) -> None:
-    assert judge(attempts(*steps), [failure(i, message=m) for i, m in enumerate(messages, 1)]) is None
+def test_exception_is_classed_by_its_text(text: str, kind: str) -> None:
+    assert classify_text(text) == kind
 
 
-def test_lost_peers_never_count_as_the_same_error() -> None:
-    assert judge(attempts(8, 8, 8), [failure(i, "peer") for i in (1, 2, 3)]) is None
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(75, "preemption"), (-15, "preemption"), (143, "preemption"), (137, "oom"), (-9, "lost"), (-11, "lost")]
+    + [(139, "lost"), (-7, "capacity"), (2, "user"), (1, "error"), (3, "error")],
+)
+def test_exit_status_is_classed(code: int, kind: str) -> None:
+    assert classify_exit(code) == kind
 
 
-def test_error_before_the_attempt_began_counts_by_rank_and_message() -> None:
-    assert judge([], [failure(0, rank=0, time=1.0), failure(0, rank=1, time=1.1)]) is None
-    assert judge([], [failure(0, rank=1, time=1.0), failure(0, rank=1, time=2.0)]) is not None
+@given(st.integers(-64, 255), st.text(max_size=80))
+def test_everything_has_a_class_and_a_name(code: int, text: str) -> None:
+    assert classify_exit(code) in KINDS
+    assert classify_text(text) in KINDS
+    assert str(abs(code)) in spell_exit(code) or spell_exit(code).startswith("SIG")
 
 
-def test_no_progress_ends_after_patience_and_tells_the_last_cause() -> None:
-    assert judge(attempts(*[8] * (PATIENCE - 1)), []) is None
-    verdict = judge(attempts(*[8] * PATIENCE), [failure(1, "peer", "lost", time=1.0)])
-    assert verdict == (1, f"{PATIENCE} attempts began at step 8 and none got further", "tb of lost")
+@pytest.mark.parametrize("kind", ["fn: main (start_method: spawn)", "binary: /usr/bin/python3"])
+def test_torchruns_word_on_a_dead_worker_is_understood(kind: str) -> None:
+    line = f"E1121 22:55:01.1 123 torch/distributed/x.py:9] failed (exitcode: -9) local_rank: 3 (pid: 4711) of {kind}"
+    sign = worker_exit("node1", 5.0, line)
+    assert sign is not None
+    assert (sign.kind, sign.node, sign.peer) == ("lost", "node1", False)
+    assert sign.message == "a worker of node1 (local rank 3) ended with SIGKILL"
 
 
-def test_progress_refills_patience() -> None:
-    assert judge(attempts(*[0] * (PATIENCE - 1), 8, *[16] * (PATIENCE - 1)), []) is None
+@pytest.mark.parametrize("code", [1, 2])
+def test_worker_that_could_speak_for_itself_explains_nothing_by_its_exit_status(code: int) -> None:
+    sign = worker_exit("node1", 5.0, f"failed (exitcode: {code}) local_rank: 0 (pid: 7) of binary: x")
+    assert sign is not None
+    assert (sign.kind, sign.peer) == ("lost", True)
 
 
-def test_order_of_reading_does_not_matter() -> None:
-    began, failed = attempts(0, 8, 8), [failure(2), failure(3, time=3.0)]
-    assert judge(began[::-1], failed[::-1]) == judge(began, failed)
+def test_other_lines_of_the_log_are_no_signs() -> None:
+    assert worker_exit("node1", 5.0, "[agent] worker group successfully finished.") is None
+
+
+def reported(kind: str, message: str = "boom", **more: object) -> Failure:
+    fields = {"attempt": 1, "rank": 0, "time": 0.0, "kind": kind, "message": message, "traceback": f"tb of {message}"}
+    return Failure(**(fields | more))  # type: ignore[arg-type]
+
+
+def test_report_of_a_worker_becomes_a_sign() -> None:
+    assert sign_of(reported("user")).kind == "user"
+    assert sign_of(reported("user")).traceback == ""
+    assert sign_of(reported("peer", "NCCL error: unhandled system error")).peer
+    assert sign_of(reported("error", "CUDA out of memory")).kind == "oom"
+
+
+signs = st.builds(
+    Sign, st.sampled_from(KINDS), st.text(max_size=5), st.floats(0, 100), peer=st.booleans(), rank=st.integers(0, 3)
+)
+
+
+@given(st.lists(signs, min_size=1).flatmap(lambda s: st.tuples(st.just(s), st.permutations(s))))
+def test_cause_does_not_depend_on_the_order_of_hearing(orders: tuple[list[Sign], list[Sign]]) -> None:
+    one, other = map(cause, orders)
+    assert (one.peer, one.kind, one.time) == (other.peer, other.kind, other.time)
+    assert not one.peer or all(s.peer for s in orders[0])
+
+
+def test_cause_is_the_first_failing_rank_and_not_one_that_lost_it() -> None:
+    peer = Sign("lost", "Connection closed by peer", 1.0, peer=True, traceback="tb of the peer")
+    late, early = Sign("error", "also", 3.0, traceback="tb late"), Sign("error", "boom", 2.0, traceback="tb")
+    assert cause([peer, late, early]) is early
+
+
+def error(message: str, step: int | None, attempt: int = 1, rank: int = 0) -> Sign:
+    return Sign("error", message, attempt=attempt, rank=rank, step=step, traceback="tb")
+
+
+def test_same_exception_at_the_same_step_in_two_incidents_is_poison() -> None:
+    poison = Poison()
+    assert poison.repeated([error("boom", 7), error("boom", 7, rank=1)], {}) is None
+    assert poison.repeated([error("boom", 7, attempt=2, rank=1)], {}) is not None
+
+
+@pytest.mark.parametrize("second", [error("boom", 8, 2), error("bang", 7, 2), error("boom", None, 2)])
+def test_another_exception_or_step_is_not(second: Sign) -> None:
+    poison = Poison()
+    assert poison.repeated([error("boom", 7)], {1: 5, 2: 5}) is None
+    assert poison.repeated([second], {1: 5, 2: 5}) is None
+
+
+def test_addresses_in_the_text_do_not_tell_exceptions_apart() -> None:
+    poison = Poison()
+    assert poison.repeated([error("bad <object at 0x7f01>", 7)], {}) is None
+    assert poison.repeated([error("bad <object at 0x7fA9>", 7, attempt=2)], {}) is not None
+
+
+def test_before_any_step_the_attempts_beginning_counts_and_before_any_attempt_the_rank() -> None:
+    poison = Poison()
+    assert poison.repeated([error("boom", None, 1)], {1: 5}) is None
+    assert poison.repeated([error("boom", None, 2)], {1: 5, 2: 10}) is None
+    assert poison.repeated([error("boom", None, 3)], {3: 10}) is not None
+    assert poison.repeated([error("early", None, 0, rank=0)], {}) is None
+    assert poison.repeated([error("early", None, 0, rank=1)], {}) is None
+    assert poison.repeated([error("early", None, 0, rank=1)], {}) is not None
+
+
+def test_lost_peers_are_never_poison() -> None:
+    poison = Poison()
+    for attempt in (1, 2, 3):
+        sign = sign_of(reported("peer", attempt=attempt, step=7))
+        assert poison.repeated([sign], {}) is None

@@ -16,7 +16,6 @@ import pytest
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher.cli import main
-from launcher.commands.logs import find
 from launcher.display import PlainDisplay, spell
 from launcher.events import decode_events, whole_lines
 from launcher.status import Status, live_state, process_token
@@ -69,17 +68,6 @@ def test_half_a_line_waits_and_rubbish_is_passed_over() -> None:
     assert data[len(whole) :] == b'{"event": "d"'
     assert [e["event"] for e in decode_events(whole)] == ["a", "c"]
     assert whole_lines(b"no end") == b""
-
-
-def test_logs_are_those_of_the_newest_attempt_in_order_of_rank(tmp_path: Path) -> None:
-    for node, name in ((0, "00001-00000"), (0, "00002-00000"), (1, "00002-00010"), (1, "00002-00002"), (0, "starting")):
-        (tmp_path / f"node{node}" / "logs").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"node{node}" / "logs" / f"{name}.log").write_text("x")
-    folders = [tmp_path / "node0", tmp_path / "node1", tmp_path / "gone"]
-    assert [f.stem for f in find(folders, None, None)] == ["00002-00000", "00002-00002", "00002-00010"]
-    assert [f.stem for f in find(folders, 1, None)] == ["00001-00000"]
-    assert [f.stem for f in find(folders, None, 10)] == ["00002-00010"]
-    assert find(folders, 3, None) == []
 
 
 def test_plain_display_writes_a_line_an_event_and_few_steps(capsys: pytest.CaptureFixture[str]) -> None:

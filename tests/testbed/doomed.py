@@ -113,6 +113,7 @@ def take_snapshot(order: dict[str, Any]) -> int:
     for rank in reversed(range(WORLD)):
         uploaders[rank].store_share(headers[rank])
     uploaders[0].commit(headers[0])
+    uploaders[0].clean(STEP)
     return store.requests
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.cluster import lives
 from tests.testbed import sshd
 from tests.testbed.sshd import Sshd, client_config
 
@@ -77,6 +78,7 @@ class Hosts:
         for name in self.names:
             self._add(name)
             self.serve(name)
+        self.servers[self.names[0]].skip_unless_it_lets_us_in()
         client_config(self.folder, list(self.servers.values()))
 
     def _add(self, name: str) -> None:
@@ -136,12 +138,20 @@ class Hosts:
         return found
 
     def programs(self, name: str) -> list[int]:
-        """Return what runs on a host besides its sshd and what that has started for connections."""
+        """Return what runs on a host besides its sshd and what serves connections."""
+        serving = {*self.connected(name), *self._sshds(name)}
+        return [pid for pid in self.pids(name) if pid not in serving and lives(pid)]
+
+    def connected(self, name: str) -> list[int]:
+        """Return what a host's sshd has started for connections."""
+        servers = self._sshds(name)
+        return [pid for pid in self.pids(name) if pid not in servers and lives(pid) and _parent(pid) in servers]
+
+    def _sshds(self, name: str) -> list[int]:
         found = []
         for pid in self.pids(name):
             with contextlib.suppress(OSError):
-                line = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-                if line and b"sshd" not in line.split(b"\0")[0] and b"while it is connected" not in line:
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "sshd":
                     found.append(pid)
         return found
 
@@ -166,6 +176,12 @@ def hosts(count: int) -> Iterator[Hosts]:
             yield made
         finally:
             made.down()
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _ip(*words: str) -> None:

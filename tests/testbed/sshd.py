@@ -123,6 +123,14 @@ class Sshd:
         self.proc.wait(10)
         self.proc = None
 
+    def skip_unless_it_lets_us_in(self) -> None:
+        """Skip the test that calls this where a key is not enough: without PAM, a locked account gets no login."""
+        argv = ["ssh", "-F", str(client_config(self.folder, [self])), "-o", "BatchMode=yes", self.name, "true"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=READY_S)
+        if done.returncode:
+            log = (self.folder / f"{self.name}.log").read_text().strip().splitlines()
+            pytest.skip(f"sshd does not let {getpass.getuser()} in: {(log or [done.stderr])[-1].strip()}")
+
     def host_entry(self) -> str:
         """Return what leads to it, for a client's configuration."""
         known = self.folder / f"known-{self.name}"
@@ -158,6 +166,7 @@ def sshd(name: str = "node") -> Iterator[Sshd]:
         server = Sshd(Path(folder), name)
         try:
             server.start()
+            server.skip_unless_it_lets_us_in()
             yield server
         finally:
             server.stop()

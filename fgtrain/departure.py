@@ -1,0 +1,100 @@
+"""How a node's agent goes when the node was told to leave: its ranks have left, and it does not start them again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fgtrain import notices
+from fgtrain.notice import Flag
+from fgtrain.notices import Source
+
+EXIT_LEFT = 75
+"""Exit code of a rank that was asked to leave, and of the agent of a node that was: the snapshot is committed, another
+try elsewhere goes on from there. Source: sysexits.h, EX_TEMPFAIL."""
+
+NODE = "FGLAUNCH_NODE"
+"""In an agent's environment: its node's name in the run."""
+
+_ATTENDANT_END_S = 12.0
+
+
+class Departure:
+    """What a node's agent knows of its end, and how it passes signals on."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        """Begin a new life: what earlier ones were told is void.
+
+        Raises:
+            UserError: $FGLAUNCH_NOTICES makes no sense.
+        """
+        self.flag = Flag(folder)
+        self.flag.lower()
+        self._sources: list[Source] = notices.find(notices.this_machine(node))
+        signal.signal(signal.SIGUSR1, self._take)
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        self.signalled(signal.Signals(signum))
+
+    def signalled(self, sig: signal.Signals) -> None:
+        """A signal came. A bare SIGTERM is no notice: it comes from the supervisor, or from who pressed Ctrl-C."""
+        now = time.time()
+        notice = notices.explain(self._sources, sig, now)
+        if notice.source != "signal" or sig == signal.SIGUSR1:
+            self.flag.raise_(notice, leave=True, now=now)
+
+
+@contextlib.contextmanager
+def attended(store: str, run: str, folder: str, node: str) -> Iterator[None]:
+    """Have an attendant beside this process; afterwards give it the time to ship the last lines."""
+    argv = [sys.executable, "-m", "fgtrain.attendant", store, run, folder, node]
+    log = (Path(folder) / "attendant.log").open("ab")
+    with log, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log) as attendant:
+        try:
+            yield
+        finally:
+            assert attendant.stdin is not None
+            attendant.stdin.close()
+            try:
+                attendant.wait(_ATTENDANT_END_S)
+            except subprocess.TimeoutExpired:
+                attendant.kill()
+
+
+def obey(departure: Departure) -> type[BaseException]:
+    """Have torchrun's agent leave when its node does; returns what it then raises.
+
+    torchrun offers no hook for that: the class that it makes its agent of is replaced by one that has.
+    """
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.launcher import api
+
+    class LeavingAgent(LocalElasticAgent):
+        """Asks, before it starts workers again, whether its node is to leave."""
+
+        def _restart_workers(self, worker_group: Any) -> None:
+            if departure.flag.leaves:  # this exception alone leaves the rendezvous open for the others
+                raise SignalException("the node was told to leave", signal.SIGTERM)
+            super()._restart_workers(worker_group)
+
+        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+            if isinstance(error := sys.exception(), SignalException) and not departure.flag.leaves:
+                departure.signalled(error.sigval)
+            super()._shutdown(death_sig, timeout)
+
+    api.LocalElasticAgent = LeavingAgent  # type: ignore[attr-defined]
+    return SignalException
+
+
+def node_name(folder: str) -> str:
+    """Return this node's name in the run."""
+    return os.environ.get(NODE) or Path(folder).name

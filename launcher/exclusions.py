@@ -1,0 +1,122 @@
+"""Nodes that are not used any more, since they were found broken: by a run (in its store), and by this user's runs.
+
+The user's list is a folder of small files beside the working folders, one a node: it lasts until somebody lifts it with
+`fglaunch nodes --lift NODE`. A run's own list travels with the run, to whichever machine goes on with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from cluster import Cluster, ClusterError, Node
+from fgtrain.errors import Corrupt, KeyMissing
+from fgtrain.runstore import RunStore
+from launcher.clusters import work_root
+
+
+class Exclusion(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that is not used, why, since when (Unix seconds), and which run found out."""
+
+    cluster: str
+    node: str
+    reason: str
+    time: float
+    run: str
+
+
+def state_folder() -> Path:
+    """Return where this user's exclusions are kept."""
+    return work_root().parent / "excluded"
+
+
+def exclude(runs: RunStore, cluster_name: str, cluster: Cluster, node: Node, reason: str) -> Exclusion:
+    """Note that a node is broken: for the run, and for later runs too where nodes are machines.
+
+    The nodes of `local` are only folders of this machine, and their names say nothing of it.
+    """
+    found = Exclusion(cluster=cluster_name, node=node.name, reason=reason, time=time.time(), run=runs.run)
+    runs.write(_run_key(node.name), found)
+    if cluster.name != "local":
+        file = _file(cluster_name, node.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(found))
+        part.replace(file)
+    return found
+
+
+def of_user(cluster_name: str | None = None) -> Iterator[Exclusion]:
+    """Yield this user's exclusions, of one cluster or all; a file that cannot be read is passed over."""
+    for file in sorted(state_folder().glob("*/*.json")):
+        with suppress(OSError, msgspec.DecodeError):
+            found = msgspec.json.decode(file.read_bytes(), type=Exclusion)
+            if cluster_name in (None, found.cluster):
+                yield found
+
+
+def of_run(runs: RunStore) -> list[Exclusion]:
+    """Return a run's own exclusions.
+
+    Raises:
+        Corrupt: one cannot be read.
+    """
+    return runs.read_all("excluded", Exclusion)
+
+
+def lift_for_user(node: str, cluster_name: str | None) -> list[Exclusion]:
+    """Use a node again in new runs; returns what was lifted."""
+    lifted = [e for e in of_user(cluster_name) if e.node == node]
+    for each in lifted:
+        _file(each.cluster, each.node).unlink(missing_ok=True)
+    return lifted
+
+
+def lift_for_run(node: str, runs: RunStore) -> list[Exclusion]:
+    """Use a node again in a run; returns what was lifted."""
+    try:
+        found = runs.read(_run_key(node), Exclusion)
+    except (KeyMissing, Corrupt):
+        return []
+    runs.store.delete(runs.key(_run_key(node)))
+    return [found]
+
+
+def excluded_names(runs: RunStore, cluster_name: str) -> set[str]:
+    """Return the names of nodes of a cluster that a run must not use."""
+    return {e.node for e in [*of_user(cluster_name), *of_run(runs)] if e.cluster == cluster_name}
+
+
+def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> list[Node]:
+    """Return `count` nodes for a run, none of them excluded.
+
+    Raises:
+        ClusterError: so many cannot be had.
+    """
+    asked = count
+    while True:
+        try:
+            usable = [n for n in cluster.nodes(run, asked) if n.name not in excluded]
+        except ClusterError as error:
+            if asked == count:
+                raise
+            raise ClusterError(
+                f"{asked - count} nodes are excluded, and {count} others cannot be had: {error};"
+                " `fglaunch nodes` lists them, `fglaunch nodes --lift NODE` uses one again"
+            ) from error
+        if len(usable) >= count:
+            return usable[:count]
+        asked += count - len(usable)
+
+
+def _file(cluster_name: str, node: str) -> Path:
+    return state_folder() / quote(cluster_name, safe="") / f"{quote(node, safe='')}.json"
+
+
+def _run_key(node: str) -> str:
+    return f"excluded/{quote(node, safe='')}.json"

@@ -1,0 +1,230 @@
+"""The nodes of a run and what was started on them: a rendezvous store, and an agent a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cluster import Cluster, ClusterError, Command, Hardware, Node, Process
+from fgtrain.plan import World
+from fgtrain.runstore import RunFile
+from launcher import engine
+from launcher.clock import Clock
+from launcher.takeover import Term
+
+_FORGET_TIMEOUT_S = 10.0
+_POLL_S = 0.02
+_AT_ONCE = 16  # nodes that are made ready
+
+
+@dataclass
+class Seat:
+    """A node's place in the run.
+
+    `due` says when to start its agent, in the clock's seconds; None: not before somebody says so. `failures` counts the
+    starts that came to nothing in a row.
+    """
+
+    node: Node
+    agent: Process | None = None
+    due: float | None = None
+    failures: int = 0
+
+
+class Fleet:
+    """Starts, finds, asks and kills; decides nothing."""
+
+    def __init__(self, run: RunFile, store_url: str, cluster: Cluster, world: World, clock: Clock) -> None:
+        self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
+        self.seats: list[Seat] = []
+        self.endpoint = ""
+        self._rendezvous: Process | None = None
+        self._helpers: list[Process] = []
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes, by their number."""
+        return [seat.node for seat in self.seats]
+
+    def seat(self, name: str) -> Seat | None:
+        """Return a node's place, None if it has none (any more)."""
+        return next((s for s in self.seats if s.node.name == name), None)
+
+    # -- beginning ------------------------------------------------------------------------------------------------
+
+    def meet(self, port: int | None) -> None:
+        """Start the rendezvous store where agents meet: on the first node that can have it, or one for it alone.
+
+        Raises:
+            ClusterError: none can.
+        """
+        refused: ClusterError | None = None
+        for node in meeting_places(self._cluster, self._run.name, self.nodes):
+            try:
+                taken = port or self._cluster.free_port(node)
+                self._rendezvous = self._cluster.start(node, rendezvous_command(node, taken))
+            except ClusterError as error:
+                refused = error
+                continue
+            self.endpoint = f"{node.address}:{taken}"
+            return
+        assert refused is not None
+        raise refused
+
+    def adopt(self, term: Term) -> bool:
+        """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
+        if not self._cluster.lasting or not term.endpoint or term.world != self._world:
+            return False
+        seats = [Seat(node, self._find(node, "agent"), due=self._clock.now()) for node in term.nodes]
+        places = meeting_places(self._cluster, self._run.name, term.nodes)
+        meeting = next((p for n in places if (p := self._find(n, "rendezvous"))), None)
+        if meeting is None or not any(seat.agent for seat in seats):
+            return False
+        self.seats, self._rendezvous, self.endpoint = seats, meeting, term.endpoint
+        return True
+
+    def _find(self, node: Node, name: str) -> Process | None:
+        return _find(self._cluster, node, name)
+
+    # -- agents ---------------------------------------------------------------------------------------------------
+
+    def start_agent(self, seat: Seat) -> None:
+        """Start a node's agent.
+
+        Raises:
+            ClusterError: it cannot be started.
+        """
+        share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
+        command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
+        seat.due, seat.agent = None, self._cluster.start(seat.node, command)
+
+    def codes(self) -> dict[str, int | None]:
+        """Return the exit status of each agent that was started, None while it runs, by node."""
+        return {s.node.name: s.agent.poll() for s in self.seats if s.agent}
+
+    def agent_pids(self) -> dict[str, int]:
+        """Return the process IDs of the agents, by node."""
+        return {s.node.name: s.agent.pid for s in self.seats if s.agent}
+
+    def meeting(self) -> bool:
+        """Tell whether the rendezvous store lives."""
+        return self._rendezvous is not None and self._rendezvous.poll() is None
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    def stop(self, grace_s: float) -> None:
+        """Ask every agent to stop and wait a little; what is left is killed later."""
+        agents = [s.agent for s in self.seats if s.agent]
+        for agent in agents:
+            agent.terminate()
+        deadline = self._clock.now() + grace_s
+        while self._clock.now() < deadline and any(a.poll() is None for a in agents):
+            self._clock.sleep(_POLL_S)
+
+    def kill(self, keep: Mapping[str, int] | None = None) -> None:
+        """Kill what is left, but for agents of these process IDs: somebody else has adopted them."""
+        for seat in self.seats:
+            if seat.agent and (keep or {}).get(seat.node.name) != seat.agent.pid:
+                seat.agent.kill()
+                seat.agent = None
+        for helper in self._helpers:
+            helper.kill()
+        self._helpers.clear()
+        if self._rendezvous and not keep:
+            self._rendezvous.kill()
+            self._rendezvous = None
+
+    def free_memory(self) -> None:
+        """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
+        freeing = []
+        for node in self.nodes:
+            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
+            try:
+                freeing.append(self._cluster.start(node, Command("forget", argv, {})))
+            except ClusterError:  # a node that is gone has nothing to free
+                continue
+        for process in freeing:  # all at once: Ctrl-C waits for this
+            process.wait(_FORGET_TIMEOUT_S)
+
+    def unhang(self, slots: Mapping[str, Sequence[int]]) -> Iterator[ClusterError]:
+        """Have all ranks write their stacks, and kill those of some local ranks; yields what could not be done."""
+        for node in self.nodes:
+            argv = engine.unhang_argv(node.python, folder=node.folder, kill=slots.get(node.name, ()))
+            try:
+                self._helpers.append(self._cluster.start(node, Command("unhang", argv, {})))
+            except ClusterError as error:
+                yield error
+
+
+def still_runs(cluster: Cluster, term: Term) -> bool:
+    """Tell whether agents that a supervisor has started go on without it."""
+    return cluster.lasting and any(_find(cluster, node, "agent") for node in term.nodes)
+
+
+def meeting_places(cluster: Cluster, run: str, nodes: Sequence[Node]) -> list[Node]:
+    """Return where a run's agents may meet: on any of its nodes, or on one that is there for nothing else."""
+    apart = cluster.rendezvous_node(run)
+    return [apart] if apart else list(nodes)
+
+
+def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
+    """Make nodes ready, several at once: an environment takes a machine minutes to make.
+
+    Raises:
+        ClusterError: one cannot be.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(cluster.make_ready, dict.fromkeys(nodes)))
+
+
+def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
+    """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
+    for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
+        for node in places:
+            while process := _find(cluster, node, name):
+                process.kill()
+                if process.wait(_FORGET_TIMEOUT_S) is None:
+                    break
+
+
+def _find(cluster: Cluster, node: Node, name: str) -> Process | None:
+    try:
+        return cluster.find(node, name)
+    except ClusterError:
+        return None
+
+
+def rendezvous_command(node: Node, port: int | str) -> Command:
+    """Return what to start on the first node, for the agents to meet in."""
+    return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
+
+
+def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:
+    """Return what to start on a node with its share of the hardware. Pure."""
+    argv = engine.agent_argv(
+        node.python,
+        world=world,
+        run=run.name,
+        store=store_url,
+        folder=node.folder,
+        address=node.address,
+        endpoint=endpoint,
+    )
+    env = engine.agent_env(
+        threads=max(1, share.cores // world.gpus),
+        address=node.address,
+        devices=devices_of(world, share),
+        bits=run.recipe.determinism == "bits",
+    )
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+
+
+def seat_count(world: World) -> int:
+    """Return on how many nodes agents are started."""
+    return world.nodes
+
+
+def devices_of(world: World, share: Hardware) -> str | None:
+    """Return the devices that a node's processes use, as CUDA_VISIBLE_DEVICES has them; None if there are none."""
+    return ",".join(share.gpus[: world.gpus]) or None

@@ -1,0 +1,116 @@
+"""From signs that something went wrong to one decision an incident. Pure: times come from the caller.
+
+One cause shows in many places: the rank that failed says why, its peers say that it is gone, agents log exit statuses.
+Signs that come within a moment of the first, and later ones of the same attempt, are one incident.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from launcher.budgets import Ledger, Try
+from launcher.failures import KINDS, Kind, Poison, Sign, cause, worker_exit
+from launcher.supervision import Supervision
+
+SETTLE_S = 1.5  # longer than the period in which the store is looked at
+_ADVICE: dict[Kind, str] = {
+    "oom": "; a smaller batch.micro needs less memory, and trains the same",
+    "capacity": "; make room, or add nodes",
+}
+
+
+class Verdict(NamedTuple):
+    """Why a run is given up."""
+
+    exit_code: int
+    message: str
+    traceback: str
+
+
+class Decision(NamedTuple):
+    """What an incident comes to: its cause, all its signs, how to try again, or why not."""
+
+    cause: Sign
+    signs: tuple[Sign, ...]
+    retry: Try
+    verdict: Verdict | None
+
+    @property
+    def note(self) -> str:
+        """The incident in a line."""
+        delay = f", in {self.retry.delay_s:.1f} s" if self.retry.delay_s else ""
+        return f"{self.cause.kind}: {self.cause.message}; try {self.retry.number} of {self.retry.of}{delay}"
+
+
+class Incidents:
+    """What went wrong so far in one run."""
+
+    def __init__(self, settings: Supervision, run: str) -> None:
+        self._ledger = Ledger(settings, run)
+        self._poison = Poison()
+        self._begins: dict[int, int] = {}
+        self._newest = self._judged = 0
+        self._spoken: set[str] = set()  # nodes whose agent has told of an exit since the newest attempt began
+        self._open: list[Sign] = []
+        self._opened_at = 0.0
+        self._opened_in = 0
+
+    @property
+    def open_nodes(self) -> set[str]:
+        """The nodes that the incident that is not decided yet has to do with."""
+        return {s.node for s in self._open}
+
+    def attempt(self, attempt: int, step: int) -> None:
+        """An attempt began at a step."""
+        self._begins[attempt] = step
+        self._ledger.progress(step)
+        if attempt > self._newest:
+            self._newest = attempt
+            self._spoken.clear()
+
+    def committed(self, step: int) -> None:
+        """A step was committed."""
+        self._ledger.progress(step)
+
+    def log_line(self, now: float, node: str, time: float, line: str) -> None:
+        """Take in a line of an agent's log: its first word on an exit is about the newest attempt.
+
+        Another one before the next attempt is of workers that have not got that far.
+        """
+        sign = worker_exit(node, time, line)
+        if sign:
+            self.add(now, sign._replace(attempt=0 if node in self._spoken else self._newest))
+            self._spoken.add(node)
+
+    def add(self, now: float, sign: Sign) -> None:
+        """Take in a sign; one of an attempt that is judged already tells nothing new."""
+        if 0 < sign.attempt <= self._judged:
+            return
+        if not self._open:
+            self._opened_at, self._opened_in = now, self._newest
+        self._open.append(sign)
+        if len(self._open) == 1:
+            self._opened_in = max(self._opened_in, sign.attempt)
+
+    def decide(self, now: float) -> Decision | None:
+        """Return what to do about the incident, if there is one and all who have a word on it have had time."""
+        if not self._open or (now - self._opened_at < SETTLE_S and not any(s.kind == "user" for s in self._open)):
+            return None
+        signs = tuple(s for s in self._open if s.attempt <= self._opened_in)
+        self._open = [s for s in self._open if s.attempt > self._opened_in]
+        self._judged = max(self._judged, self._opened_in)
+        self._opened_at, self._opened_in = now, self._newest
+        first = cause(signs)
+        repeated = self._poison.repeated(signs, self._begins)
+        retry = self._ledger.spend(first.kind)
+        return Decision(first, signs, retry, self._verdict(first, repeated, retry))
+
+    def _verdict(self, first: Sign, repeated: Sign | None, retry: Try) -> Verdict | None:
+        if first.kind == "user":
+            return Verdict(2, first.message, "")
+        if repeated and KINDS.index(first.kind) >= KINDS.index("error"):
+            return Verdict(1, f"failed twice at the same place: {repeated.message}", repeated.traceback)
+        if retry.allowed:
+            return None
+        why = f"{first.kind}, {retry.number} times without progress past step {self._ledger.best}"
+        return Verdict(1, f"given up ({why}): {first.message}{_ADVICE.get(first.kind, '')}", first.traceback)

@@ -1,0 +1,75 @@
+"""The supervisor's post: that it holds the office, its heartbeat in status.json, and the record of what it started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from cluster import Node
+from fgtrain.errors import StoreError
+from fgtrain.runstore import RunStore
+from launcher.clock import Clock
+from launcher.fleet import Fleet
+from launcher.status import HEARTBEAT_S, Status, process_token
+from launcher.takeover import Office, Term, last_term
+
+
+class Post:
+    """Writes for others to read, as long as the office is held."""
+
+    def __init__(self, runs: RunStore, office: Office, cluster: str, steps: int, clock: Clock) -> None:
+        self._runs, self._office, self._cluster, self._steps, self._clock = runs, office, cluster, steps, clock
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Tell whether it is time for a heartbeat."""
+        return self._clock.now() >= self._next
+
+    def beat(self, step: int, nodes: Sequence[Node]) -> bool:
+        """Show that this supervisor lives; False, and nothing is written, if it is not the run's any more.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        self._next = self._clock.now() + HEARTBEAT_S
+        if not self._office.held():
+            return False
+        self.write("running", step, nodes)
+        return True
+
+    def write(self, state: str, step: int, nodes: Sequence[Node], message: str = "") -> None:
+        """Write status.json.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        status = Status(
+            state=state,
+            step=step,
+            steps=self._steps,
+            updated=self._clock.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            token=process_token(os.getpid()) or "",
+            cluster=self._cluster,
+            nodes=tuple(n.folder for n in nodes),
+            message=message,
+        )
+        self._runs.write("status.json", status)
+
+    def record(self, fleet: Fleet) -> None:
+        """Note what runs, for a supervisor that goes on after this one.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        self._office.record(endpoint=fleet.endpoint, nodes=tuple(fleet.nodes), agents=fleet.agent_pids())
+
+    def successor(self) -> Term | None:
+        """Return the record of whoever holds the office now; None if this supervisor does, or that cannot be told."""
+        try:
+            newest = last_term(self._runs)
+        except StoreError:
+            return None
+        return None if newest is None or newest.token == self._office.term.token else newest

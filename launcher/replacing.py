@@ -1,0 +1,92 @@
+"""Choosing nodes: checked at the start, and later for one that cannot be used any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from cluster import Cluster, ClusterError, Node
+from fgtrain.plan import World
+from fgtrain.runstore import RunStore
+from launcher import exclusions, precheck
+from launcher.clock import Clock
+from launcher.fleet import Seat, all_ready, devices_of, meeting_places, seat_count
+from launcher.supervision import Check
+
+
+class Site(NamedTuple):
+    """Where a run is: its cluster, by object and by name, its corner of the store, its world, how nodes are checked."""
+
+    cluster: Cluster
+    name: str
+    runs: RunStore
+    world: World
+    check: Check
+    clock: Clock
+    interrupted: Callable[[], bool]
+    note: Callable[[str], None]
+
+
+def choose(site: Site) -> list[Node]:
+    """Return nodes for a run, none of them excluded, each with its working folder.
+
+    Raises:
+        ClusterError: so many cannot be had.
+    """
+    excluded = exclusions.excluded_names(site.runs, site.name)
+    nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
+    all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])])
+    return nodes
+
+
+def spare(site: Site, taken: Sequence[Node]) -> Node | None:
+    """Return a node, made ready, that is neither excluded nor taken; None if there is none."""
+    excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken}
+    try:
+        [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded)
+        site.cluster.make_ready(node)
+    except ClusterError:
+        return None
+    return node
+
+
+def settle(site: Site, seats: Sequence[Seat], endpoint: str) -> None:
+    """Check the nodes of all seats; one that fails is excluded and another takes its seat, and is checked.
+
+    Raises:
+        ClusterError: a node is broken and there is no other.
+    """
+    unchecked = list(seats)
+    while unchecked and not site.interrupted():
+        bad = problems(site, [s.node for s in unchecked], endpoint)
+        unchecked = [s for s in unchecked if s.node.name in bad]
+        for seat in unchecked:
+            reason = "; ".join(bad[seat.node.name])
+            other = leave(site, seat.node, reason, [s.node for s in seats])
+            if other is None:
+                raise ClusterError(f"{seat.node.name} failed its check: {reason}; there is no other node")
+            seat.node = other
+
+
+def problems(site: Site, nodes: Sequence[Node], endpoint: str) -> Mapping[str, list[str]]:
+    """Return what is wrong with nodes, by name; nothing for those that are well."""
+    if site.check.level == "off":
+        return {}
+    devices = devices_of(site.world, site.cluster.hardware(nodes)[0]) if site.cluster.name == "local" else None
+    env = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    seen = precheck.examine(site.cluster, nodes, endpoint, site.check, site.clock, site.interrupted, env)
+    if site.interrupted():
+        return {}
+    return precheck.judge(seen, site.check, site.world.gpus, [n.name for n in nodes])
+
+
+def leave(site: Site, node: Node, reason: str, taken: Sequence[Node]) -> Node | None:
+    """Use a node no more; returns one in its place, None if there is none.
+
+    The nodes of `local` are one machine: another of them would be no better, and this one is not given up for ever.
+    """
+    if site.cluster.name == "local":
+        return None
+    exclusions.exclude(site.runs, site.name, site.cluster, node, reason)
+    site.note(f"{node.name} is not used any more: {reason}; `fglaunch nodes` lists such nodes")
+    return spare(site, taken)

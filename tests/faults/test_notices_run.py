@@ -1,0 +1,75 @@
+"""Real runs that are told of their end: no step is lost, the weights are those of a run that was left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fgtrain.notice import NoticeRecord
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+from tests.testbed.metadata import Service, metadata_service
+from tests.testbed.runs import LiveRun, Runs, wait_for
+
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
+
+RECIPE = (
+    *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1", "--set", "epochs=3.3", "--set", "loader.workers=1"),
+    *("--set", "determinism=bits", "--set", "snapshots.steps=1000", "--set", "snapshots.seconds=null"),
+    *("--set", "snapshots.memory_steps=0"),  # what is not in the store is lost
+)
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with metadata_service() as running:
+        running.nodes = {"node1"}  # the other node is told of nothing
+        yield running
+
+
+@pytest.fixture
+def runs(tmp_path: Path, service: Service) -> Iterator[Runs]:
+    runs = Runs(tmp_path, FGLAUNCH_NOTICES=f"gcp={service.url}/{{node}}")
+    yield runs
+    runs.end()
+
+
+def records(runs: Runs, name: str) -> list[NoticeRecord]:
+    return RunStore(open_store(runs.store), name).read_all("notices", NoticeRecord)
+
+
+def steps_taken(run: LiveRun) -> tuple[list[int], int]:
+    """Return where each attempt began, and the last step that the first one took, as all its ranks know it."""
+    events = run.events()
+    begins = [e["step"] for e in events if e["event"] == "attempt"]
+    second = next(i for i, e in enumerate(events) if e["event"] == "attempt" and e["attempt"] == 2)
+    return begins, max(e["step"] for e in events[:second] if e["event"] in ("step", "snapshot"))
+
+
+def weights(runs: Runs, name: str) -> str:
+    return str(runs.json("snapshots", name)["snapshots"][-1]["weights"])
+
+
+def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service: Service) -> None:
+    alone = runs.call(*RECIPE, "--name", "alone")
+    assert alone.returncode == 0, alone.stderr
+    with runs.start("noticed", *RECIPE, "--name", "noticed") as run:
+        run.wait_step(3)
+        service.change("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")  # no loss yet
+        run.wait_snapshot(1)
+        service.change("preempted", "TRUE")
+        wait_for(lambda: any(r.notice.loss for r in records(runs, "noticed")), "the loss is recorded in the store")
+        service.change("preempted", "FALSE")  # the machine that comes next is another one
+        assert run.wait() == 0, run.output()
+        (begins, last), said = steps_taken(run), run.output()
+        wait_for(lambda: not run.all(), "every process of the run is gone", 10)
+    told = records(runs, "noticed")
+    assert [(r.node, r.notice.source, r.notice.loss) for r in told] == [("node1", "gcp", False), ("node1", "gcp", True)]
+    assert begins == [0, last]
+    assert last > 3
+    assert "node1 left after a notice" in said
+    assert "the agent of node0 died" not in said  # told of nothing: its agent stays, and meets the next node1
+    assert runs.samples("noticed") == runs.samples("alone")
+    assert weights(runs, "noticed") == weights(runs, "alone")

@@ -1,0 +1,102 @@
+"""Runs over two hosts that SSH leads to: hurt in their network, their processes and their launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.testbed import netns
+from tests.testbed.netns import Hosts
+from tests.testbed.runs import LiveRun, Runs, wait_for
+from tests.testbed.s3 import S3Server
+from tests.testbed.s3_proxy import s3_proxy
+
+pytestmark = pytest.mark.train
+
+RECIPE = (
+    *("recipes/quickstart.py", "--cluster", "lab", "--nodes", "2", "--gpus", "1"),
+    *("--set", "epochs=1", "--set", "loader.workers=0", "--set", "snapshots.steps=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Hosts]:
+    netns.skip_without()
+    with netns.hosts(2) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def runs(lab: Hosts, localbucket: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("ssh")
+    clusters = folder / "clusters.toml"
+    clusters.write_text(
+        f'[lab]\nkind = "ssh"\nhosts = {lab.names!r}\nssh_config = "{lab.config}"\n'
+        f'python = "{sys.executable}"\nwork = "{folder}/work"\n'
+    )
+    with s3_proxy(localbucket.endpoint, lab.address) as proxy:
+        env = {**localbucket.env, "AWS_ENDPOINT_URL": proxy.endpoint, "FGLAUNCH_CLUSTERS": str(clusters)}
+        runs = Runs(folder, f"s3://{localbucket.bucket}/ssh", **env)
+        yield runs
+        runs.end()
+
+
+@pytest.mark.timeout(600)  # three starts of the workers, on whatever machine
+def test_run_over_ssh_survives_network_node_and_launcher(runs: Runs, lab: Hosts) -> None:
+    with runs.start("hurt", *RECIPE, "--name", "hurt") as run:
+        run.wait_snapshot(4)
+        cut_and_heal(run, lab)
+        kill_node(run, lab)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait(30)
+        wait_for(lambda: not served(lab), "the connections are gone", 60)
+        assert all(lab.running(name, "fgtrain.agent") for name in lab.names)
+        done = runs.call("resume", "hurt")
+        assert done.returncode == 0, done.stderr + run.output()
+        attempts = [e["attempt"] for e in run.events() if e["event"] == "attempt"]
+    assert max(attempts) >= 2
+    assert_each_sample_once(runs.samples("hurt"))
+    wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 30)
+    assert not list(Path("/dev/shm").glob("fglaunch-*/hurt-*"))
+
+
+def assert_each_sample_once(lines: str) -> None:
+    rows = [json.loads(line) for line in lines.splitlines()]
+    turns = [(row["step"], row["micro"]) for row in rows]
+    assert turns == [(step, micro) for step in range(1, max(turns)[0] + 1) for micro in range(4)]
+    seen = [tuple(i) for row in rows for i in row["ids"]]
+    assert len(seen) == len(set(seen)) == 64 * max(turns)[0]
+
+
+def cut_and_heal(run: LiveRun, lab: Hosts) -> None:
+    """Take node2's network away until that is noticed, and give it back: the run goes on."""
+    workers = lab.running("node2", "fgtrain.worker")
+    assert workers
+    lab.cut("node2")
+    wait_for(lambda: "node2 does not answer" in run.output(), "the silence is told", 60)
+    assert run.process.poll() is None
+    lab.heal("node2")
+    wait_for(lambda: "node2 answers again" in run.output(), "it answers again", 60)
+    last = max(e["step"] for e in run.events() if e["event"] == "step")
+    wait_for(lambda: max(e["step"] for e in run.events() if e["event"] == "step") > last, "training goes on")
+
+
+def kill_node(run: LiveRun, lab: Hosts) -> None:
+    """Kill everything that runs on node2, keepers and all: its agent is started again, and a new attempt begins."""
+    before = max(e["attempt"] for e in run.events() if e["event"] == "attempt")
+    for pid in lab.programs("node2"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run.wait_step(1, attempt=before + 1)
+
+
+def served(lab: Hosts) -> list[int]:
+    """Return what serves connections on the hosts (keepers, which look alike, are sessions of their own)."""
+    return [pid for name in lab.names for pid in lab.connected(name)]

@@ -1,0 +1,112 @@
+"""The pulse file: a slot a rank, read back as written; half-written slots are passed over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgtrain.pulse import FILE, Beat, Phase, Pulse, Stage, birth, decode, encode
+from tests.testbed.runs import wait_for
+
+beats = st.builds(
+    Beat,
+    slot=st.just(0),
+    phase=st.sampled_from(Phase),
+    stage=st.sampled_from(Stage),
+    rank=st.integers(0, 2**32 - 1),
+    attempt=st.integers(0, 2**32 - 1),
+    pid=st.integers(0, 2**63),
+    step=st.integers(0, 2**63),
+    ticks=st.integers(0, 2**63),
+    work_s=st.floats(0, 1e9),
+    born=st.text("0123456789", max_size=16),
+)
+
+
+@given(st.lists(beats, max_size=5))
+def test_slots_are_read_back_in_order(some: list[Beat]) -> None:
+    assert decode(b"".join(map(encode, some))) == [b._replace(slot=i) for i, b in enumerate(some)]
+
+
+@given(beats, beats, st.integers(1, 127))
+def test_slot_that_is_being_written_is_passed_over_or_whole(old: Beat, new: Beat, at: int) -> None:
+    torn = encode(new)[:at] + encode(old)[at:]
+    assert decode(torn) in ([], [old], [new])
+
+
+def test_slot_that_nobody_has_written_is_no_rank(tmp_path: Path) -> None:
+    Pulse(tmp_path, slot=2, rank=5)
+    assert [(b.slot, b.rank, b.pid) for b in decode((tmp_path / FILE).read_bytes())] == [(2, 5, os.getpid())]
+
+
+def test_every_move_is_seen_and_the_pulse_ticks(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path, slot=0, rank=3)
+
+    def read() -> Beat:
+        return wait_for(lambda: decode((tmp_path / FILE).read_bytes()), "a whole slot", 10)[0]
+
+    assert (read().phase, read().attempt, pulse.step) == (Phase.START, 0, None)
+    pulse.begun(2)
+    pulse.step_begins(7)
+    assert (read().phase, read().stage, read().attempt, read().step) == (Phase.STEP, Stage.LOAD, 2, 7)
+    assert pulse.step == 7
+    pulse.stage(Stage.EXCHANGE)
+    pulse.worked(0.5)
+    pulse.phase(Phase.EVALUATE)
+    assert (read().phase, read().stage, read().work_s) == (Phase.EVALUATE, Stage.NONE, 0.5)
+    assert pulse.step is None
+    wait_for(lambda: read().ticks >= 2, "two ticks", 30)
+
+
+def test_pulse_without_a_file_writes_nothing() -> None:
+    pulse = Pulse()
+    pulse.step_begins(7)
+    assert pulse.step == 7
+
+
+STUCK = """
+import faulthandler, pathlib, signal, sys, time
+from fgtrain.pulse import Pulse
+faulthandler.register(signal.SIGUSR2)
+Pulse(pathlib.Path(sys.argv[1]), slot=int(sys.argv[2]))
+def in_a_collective():
+    time.sleep(600)
+in_a_collective()
+"""
+
+
+def test_hanging_rank_writes_its_stack_and_is_killed_and_others_live(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", STUCK, str(tmp_path)]
+    ranks = [subprocess.Popen([*argv, str(i)], stderr=(tmp_path / f"{i}.log").open("w")) for i in range(2)]
+    try:
+        wait_for(lambda: len(decode(_bytes(tmp_path))) == 2, "both ranks are there", 30)
+        done = subprocess.run([sys.executable, "-m", "fgtrain.unhang", str(tmp_path), "--kill", "1"], check=False)
+        assert done.returncode == 0
+        assert ranks[1].wait(10) == -9
+        assert ranks[0].poll() is None
+        for i in range(2):
+            assert "in in_a_collective" in (tmp_path / f"{i}.log").read_text()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait(10)
+
+
+def test_process_that_only_has_the_number_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        stale = Beat(0, Phase.STEP, Stage.LOAD, 0, 1, bystander.pid, 7, 0, 0.0, birth(bystander.pid) + "0")
+        (tmp_path / FILE).write_bytes(encode(stale))
+        subprocess.run([sys.executable, "-m", "fgtrain.unhang", str(tmp_path), "--kill", "0"], check=True)
+        assert bystander.poll() is None
+        bystander.communicate(b"\n", timeout=10)
+        assert bystander.returncode == 0
+
+
+def _bytes(folder: Path) -> bytes:
+    file = folder / FILE
+    return file.read_bytes() if file.exists() else b""

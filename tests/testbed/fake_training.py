@@ -1,0 +1,231 @@
+"""A cluster in this process, by a clock that tests move, and a training on it that takes a step a second.
+
+Everything the supervisor sees is made by these: processes, their files, and objects in a store.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from cluster import ClusterError, Command, Hardware, Node
+from fgtrain.plan import World
+from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
+from fgtrain.runstore import Attempt, Failure, Result, RunStore
+
+PIDS = count(1000)
+
+
+class FakeClock:
+    """Moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self.watchers: list[Callable[[], None]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def time(self) -> float:
+        return self._now + 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        for watcher in list(self.watchers):
+            watcher()
+
+
+class FakeProcess:
+    def __init__(self, node: Node, command: Command) -> None:
+        self.node, self.command = node, command
+        self.pid, self.code = next(PIDS), None if command.name in ("agent", "rendezvous") else 0
+        self.started: float = 0.0
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def wait(self, timeout_s: float) -> int | None:
+        return self.code
+
+    def terminate(self) -> None:
+        self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.end(-signal.SIGKILL)
+
+    def end(self, code: int) -> None:
+        self.code = code if self.code is None else self.code
+
+
+class FakeCluster:
+    """As many nodes as it is told; what runs on them outlives the supervisor if it is `lasting`."""
+
+    def __init__(self, clock: FakeClock, hosts: int, *, lasting: bool = True) -> None:
+        self.name, self.lasting, self.clock = "fake", lasting, clock
+        self.shares_files = True
+        self.hosts = [f"host{i}" for i in range(hosts)]
+        self.down: set[str] = set()
+        self.reports: dict[str, dict[str, object]] = {}
+        self.processes: list[FakeProcess] = []
+        self.files: dict[tuple[str, str], bytes] = {}
+        self._ports = count(20000)
+
+    def nodes(self, run: str, count: int) -> list[Node]:
+        if count > len(self.hosts):
+            raise ClusterError(f"{count} nodes are more than there are")
+        return [Node(h, h, f"/{run}/{h}", "python", "/") for h in self.hosts[:count]]
+
+    def make_ready(self, node: Node) -> None:
+        pass
+
+    def rendezvous_node(self, run: str) -> Node | None:
+        return None
+
+    def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
+        return [Hardware(2, ()) for _ in nodes]
+
+    def silence_s(self, node: Node) -> float:
+        return 0.0
+
+    def free_port(self, node: Node) -> int:
+        self._reach(node)
+        return next(self._ports)
+
+    def port_in_use(self, node: Node, port: int) -> bool:
+        return False
+
+    def start(self, node: Node, command: Command) -> FakeProcess:
+        self._reach(node)
+        process = FakeProcess(node, command)
+        process.started = self.clock.now()
+        self.processes.append(process)
+        if command.name == "check":
+            key = command.argv[command.argv.index("--key") + 1]
+            fine = {"time": self.clock.time(), "writable": True, "disk_free": 1 << 40, "shm_free": 1 << 30}
+            report = {**fine, "device_files": 0, "devices": [], "key": key} | self.reports.get(node.name, {})
+            self.files[node.folder, "check.json"] = json.dumps(report).encode()
+        return process
+
+    def find(self, node: Node, name: str) -> FakeProcess | None:
+        return next((p for p in reversed(self.running(name)) if p.node.name == node.name), None)
+
+    def read(self, node: Node, name: str, offset: int) -> bytes:
+        return self.files.get((node.folder, name), b"")[offset:]
+
+    # -- for tests ------------------------------------------------------------------------------------------------
+
+    def running(self, name: str) -> list[FakeProcess]:
+        return [p for p in self.processes if p.command.name == name and p.code is None]
+
+    def started(self, name: str, host: str | None = None) -> list[FakeProcess]:
+        return [p for p in self.processes if p.command.name == name and host in (None, p.node.name)]
+
+    def append(self, node: Node, name: str, text: str) -> None:
+        self.files[node.folder, name] = self.files.get((node.folder, name), b"") + text.encode()
+
+    def _reach(self, node: Node) -> None:
+        if node.name in self.down:
+            raise ClusterError(f"{node.name} cannot be reached")
+
+
+class FakeTraining:
+    """The workers of a run: an attempt begins a second after all agents are there; a commit every 5 steps.
+
+    `faults` maps a step to what happens when it has been taken; each call of one is one time it was met.
+    """
+
+    def __init__(self, cluster: FakeCluster, runs: RunStore, world: World, steps: int) -> None:
+        self._cluster, self._runs, self._world, self._steps = cluster, runs, world, steps
+        self.faults: dict[int, Callable[[FakeTraining], None]] = {}
+        self.commits = True
+        self.attempt = self.committed = 0
+        self.step: int | None = None
+        self.frozen: set[int] = set()
+        self._members: list[FakeProcess] = []
+        self._since = cluster.clock.now()
+        self._ticks = 0
+        self.began: list[tuple[float, int]] = []  # attempts: when, at which step
+        cluster.clock.watchers.append(self._move)
+
+    def fail(self, message: str, rank: int = 0, kind: str = "error") -> None:
+        """One rank raises; its worker group ends."""
+        assert self.step is not None
+        node = self._members[rank].node
+        now = self._cluster.clock.time()
+        failure = Failure(
+            attempt=self.attempt, rank=rank, time=now, kind=kind, message=message,
+            traceback=f"Traceback of {message}", step=self.step, folder=node.folder,
+        )  # fmt: skip
+        self._runs.write(f"errors/{self.attempt:05d}-{rank:05d}.json", failure)
+        self.die(1, rank)
+
+    def die(self, code: int, rank: int = 0) -> None:
+        """A worker ends; the others follow."""
+        for number, agent in enumerate(self._members):
+            status = code if number == rank else 1
+            line = f"failed (exitcode: {status}) local_rank: 0 (pid: 7) of binary: python\n"
+            self._cluster.append(agent.node, "agent.log", line)
+        self.step = None
+        self._since = self._cluster.clock.now()
+
+    def lose(self, rank: int) -> None:
+        """An agent is killed, and the attempt ends with it."""
+        agent = self._members[rank]
+        self.step = None
+        agent.end(-signal.SIGKILL)
+
+    def _move(self) -> None:
+        now = self._cluster.clock.now()
+        agents = self._cluster.running("agent")
+        if self.step is not None and any(a.code is not None for a in self._members):
+            self.step = None
+        if self.step is None:
+            self._maybe_begin(now, agents)
+        elif now - self._since >= 1.0:
+            self._since = now
+            self._ticks += 1
+            if not self.frozen:
+                self._advance()
+        if self.step is not None:
+            self._beat()
+
+    def _maybe_begin(self, now: float, agents: list[FakeProcess]) -> None:
+        here = {a.node.name: a for a in agents}
+        endpoints = {a.command.argv[5] for a in agents}
+        if len(here) < self._world.nodes or len(endpoints) > 1:
+            self._since = now
+        elif now - self._since >= 1.0:
+            self._members = list(here.values())
+            self.attempt += 1
+            self.step, self._since, self.frozen = self.committed, now, set()
+            self.began.append((now, self.committed))
+            record = Attempt(attempt=self.attempt, step=self.step, world=self._world.size, started=now)
+            self._runs.create(f"attempts/{self.attempt:05d}.json", record)
+            self._event("attempt", attempt=self.attempt, step=self.step, steps=self._steps, world=self._world.size)
+
+    def _advance(self) -> None:
+        assert self.step is not None
+        self.step += 1
+        self._event("step", step=self.step)
+        if self.commits and self.step % 5 == 0:
+            self.committed = self.step
+            self._event("snapshot", step=self.step, bytes_new=0)
+        if self.step >= self._steps:
+            self._runs.write("result.json", Result(step=self.step, weights="", last={}, best={}, bad_images=0))
+            for agent in self._members:
+                agent.end(0)
+        elif fault := self.faults.get(self.step):
+            fault(self)
+
+    def _event(self, kind: str, **fields: object) -> None:
+        line = json.dumps({"event": kind, "time": self._cluster.clock.time(), **fields})
+        self._cluster.append(self._members[0].node, "events.jsonl", line + "\n")
+
+    def _beat(self) -> None:
+        assert self.step is not None
+        for rank, agent in enumerate(self._members):
+            ticks = 0 if rank in self.frozen else self._ticks
+            beat = Beat(0, Phase.STEP, Stage.EXCHANGE, rank, self.attempt, agent.pid, self.step, ticks, 0.1, "")
+            self._cluster.files[agent.node.folder, FILE] = encode(beat)
