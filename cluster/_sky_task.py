@@ -152,20 +152,28 @@ def managed_task(settings: SkySettings, name: str, argv: Sequence[str], env: Map
 
 def autostop(settings: SkySettings) -> int | None:
     """Return after how many idle minutes SkyPilot is to tear a cluster down; on Slurm it cannot, our job does."""
-    choices = [settings.resources, *settings.resources.get("any_of", []), *settings.resources.get("ordered", [])]
-    named = [str(c["infra"]) for c in choices if isinstance(c, Mapping) and "infra" in c]
+    named = [str(choice["infra"]) for choice in _choices(settings) if "infra" in choice]
     only_slurm = bool(named) and all(infra.split("/")[0] == "slurm" for infra in named)
     return None if only_slurm else settings.idle_minutes
 
 
 def gpus(settings: SkySettings) -> int:
-    """Return the GPUs that a node of these resources has, as far as they are asked for by number; 0: none."""
-    asked = settings.resources.get("accelerators")
-    if isinstance(asked, Mapping):
-        asked = ":".join(map(str, next(iter(asked.items()), ())))
-    if not isinstance(asked, str) or not asked:
+    """Return the GPUs that a node of these resources has at least, as far as that is said by number; 0: none."""
+    return min((_count(c["accelerators"]) for c in _choices(settings) if c.get("accelerators")), default=0)
+
+
+def _choices(settings: SkySettings) -> list[Mapping[str, Any]]:
+    """Return the parts of `resources` that may say where and what."""
+    parts = [settings.resources, *settings.resources.get("any_of", []), *settings.resources.get("ordered", [])]
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
+def _count(accelerators: Any) -> int:
+    if isinstance(accelerators, Mapping):
+        accelerators = ":".join(map(str, next(iter(accelerators.items()), ())))
+    if not isinstance(accelerators, str):
         return 0
-    count = asked.partition(":")[2] or "1"
+    count = accelerators.partition(":")[2] or "1"
     return int(float(count)) if re.fullmatch(r"\d+(\.\d+)?", count) else 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -91,6 +92,7 @@ class SkyCluster:
         """Make one that runs `project`; nothing is asked of SkyPilot before it has to be."""
         self._settings, self._project, self._landlord = settings, project, landlord
         self.shares_files = bool(settings.ssh.get("shared", False))
+        self._lock = threading.RLock()
         self._counts: dict[str, int] = {}
         self._opened: dict[str, tuple[int, _Hosts, SshCluster]] = {}  # by serial number
 
@@ -145,11 +147,12 @@ class SkyCluster:
     def make_ready(self, node: Node) -> None:
         """See `Cluster`. The first node to be made ready has the whole cluster rented, which takes minutes."""
         cluster = _cluster(node)
-        rent = self._landlord.have(cluster, self._counts.get(cluster, 1), self._answers)
-        ssh = self._ssh(cluster, rent)
-        if not rent.nodes:
-            nodes = _reach(ssh, PurePosixPath(node.folder).parent.name, len(rent.hosts))
-            self._landlord.note(cluster, rent._replace(nodes=tuple(nodes)))
+        with self._lock:
+            rent = self._landlord.have(cluster, self._counts.get(cluster, 1), self._answers)
+            ssh = self._ssh(cluster, rent)
+            if not rent.nodes:
+                nodes = _reach(ssh, PurePosixPath(node.folder).parent.name, len(rent.hosts))
+                self._landlord.note(cluster, rent._replace(nodes=tuple(nodes)))
         ssh.make_ready(self._current(node))
 
     def _answers(self, cluster: str, rent: Rent) -> bool:
@@ -161,12 +164,13 @@ class SkyCluster:
 
     def _ssh(self, cluster: str, rent: Rent) -> SshCluster:
         """Return the way to a cluster's machines."""
-        opened = self._opened.get(cluster)
-        if opened is None or opened[0] != rent.serial:
-            self._leave(cluster)
-            hosts = _hosts(self._settings, rent, self._landlord.ssh_config(cluster, rent.serial))
-            opened = self._opened[cluster] = (rent.serial, hosts, SshCluster(hosts, self._project))
-        return opened[2]
+        with self._lock:
+            opened = self._opened.get(cluster)
+            if opened is None or opened[0] != rent.serial:
+                self._leave(cluster)
+                hosts = _hosts(self._settings, rent, self._landlord.ssh_config(cluster, rent.serial))
+                opened = self._opened[cluster] = (rent.serial, hosts, SshCluster(hosts, self._project))
+            return opened[2]
 
     def _leave(self, cluster: str) -> None:
         """End the connections to machines that are no more."""
@@ -204,9 +208,8 @@ class SkyCluster:
             self._landlord.suspect(cluster, serial)
         return self._landlord.is_gone(cluster, serial)
 
-    def rendezvous_node(self, run: str) -> Node:
+    def rendezvous_node(self, run: str) -> None:
         """See `Cluster`."""
-        return self.nodes(run, 1)[0]
 
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
         """See `Cluster`. Until they are rented, what is asked for."""

@@ -160,6 +160,7 @@ class Supervisor:
         """
         fleet = self._fleet
         fleet.seats = [Seat(node) for node in replacing.choose(self._site)]
+        fleet.renew()
         if self._cluster.lasting:
             clear(self._cluster, self._run.name, fleet.nodes)
         self._beat()  # with the nodes' folders, for those who watch
@@ -277,6 +278,8 @@ class Supervisor:
             return
         try:
             if not self._fleet.meeting():
+                for node in self._fleet.renew():
+                    self._feed.skip(node)
                 self._fleet.meet(self._port)
         except ClusterError as error:
             self._cannot_start(due[0], error)

@@ -67,7 +67,7 @@ def dry_run(
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step",
-        *([f"offer      {offer}" for offer in cluster.offers(world.nodes)] if isinstance(cluster, Rented) else []),
+        *([f"offer      {offer}" for offer in cluster.offers(len(nodes))] if isinstance(cluster, Rented) else []),
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)

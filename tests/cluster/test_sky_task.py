@@ -86,6 +86,11 @@ def test_gpus_that_are_asked_for(accelerators: Any, count: int) -> None:
     assert words.gpus(settings(resources={"accelerators": accelerators})) == count
 
 
+def test_gpus_are_those_of_the_smallest_choice() -> None:
+    resources = {"any_of": [{"accelerators": "A100:8"}, {"accelerators": "H100:4"}]}
+    assert words.gpus(settings(resources=resources)) == 4
+
+
 def test_offer_reads_as_one_line() -> None:
     raw = {
         "cloud": "AWS",
