@@ -8,6 +8,7 @@ goes to standard error. Nothing of this package is imported here.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -20,11 +21,11 @@ from typing import Any
 import sky
 from sky import exceptions
 from sky.client import sdk
-from sky.jobs.client import sdk as jobs_sdk
 from sky.optimizer import Optimizer
 from sky.server import common as server_common
 
 _MOST_OFFERS = 12
+_COLOURS = r"\x1b\[[\d;]*m"
 _GONE = (exceptions.ClusterDoesNotExist, exceptions.ClusterNotUpError)
 
 
@@ -88,8 +89,9 @@ def launch(cluster: str, config: Mapping[str, Any], idle_minutes: int | None) ->
     return describe(cluster) | {"job": job}
 
 
-def run_job(cluster: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Start a job on a cluster that is up."""
+def run_job(cluster: str, config: Mapping[str, Any], instead_of: int) -> dict[str, Any]:
+    """Start a job on a cluster that is up, in place of another one."""
+    sdk.get(sdk.cancel(cluster, job_ids=[instead_of]))
     job, _ = sdk.stream_and_get(sdk.exec(_task(config), cluster_name=cluster), output_stream=sys.stderr)
     return describe(cluster) | {"job": job}
 
@@ -126,44 +128,15 @@ def job_runs(cluster: str, job: int) -> bool:
 
 def logs(cluster: str, job: int) -> str:
     """Return what a job has printed."""
-    with contextlib.closing(_Kept()) as kept:
-        sdk.tail_logs(cluster, job, follow=False, output_stream=kept)
-        return "".join(kept.pieces)
-
-
-class _Kept:
-    """A stream that keeps what is written to it."""
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-
-    def write(self, text: str) -> int:
-        self.pieces.append(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def cancel(cluster: str, job: int) -> None:
-    """Stop a job."""
-    with contextlib.suppress(*_GONE):
-        sdk.get(sdk.cancel(cluster, job_ids=[job]))
+    kept = io.StringIO()
+    sdk.tail_logs(cluster, job, follow=False, output_stream=kept)
+    return re.sub(_COLOURS, "", kept.getvalue())
 
 
 def down(cluster: str) -> None:
     """Tear a cluster down; no error if there is none."""
     with contextlib.suppress(*_GONE):
         sdk.get(sdk.down(cluster))
-
-
-def launch_managed(config: Mapping[str, Any], name: str) -> Any:
-    """Hand a task to SkyPilot's managed jobs; returns their job IDs."""
-    jobs, _ = sdk.stream_and_get(jobs_sdk.launch(_task(config), name=name), output_stream=sys.stderr)
-    return jobs
 
 
 def _task(config: Mapping[str, Any]) -> Any:
@@ -182,9 +155,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
         status,
         job_runs,
         logs,
-        cancel,
         down,
-        launch_managed,
     )
 }
 
@@ -199,7 +170,7 @@ def main() -> None:
         try:
             answer = {"value": ACTIONS[action](**request)}
         except Exception as error:  # SkyPilot's errors have no common ancestor
-            answer = {"error": re.sub(r"\x1b\[[\d;]*m", "", str(error)) or type(error).__name__}
+            answer = {"error": re.sub(_COLOURS, "", str(error)) or type(error).__name__}
         print(json.dumps({"id": number, **answer}), file=sink, flush=True)
     os._exit(0)  # SkyPilot's threads would be waited for
 

@@ -1,7 +1,7 @@
 """On a node of a SkyPilot cluster: the job that a run's programs live in. Standard library; Python 3.9 will do.
 
-    python3 holder.py serve CLUSTER IDLE_S          the job, on every node: ends when nothing ran for IDLE_S
-    python3 holder.py python CLUSTER RANK ARG...    a Python like any other, only that it runs inside the job
+    python3 holder.py serve JOB IDLE_S          the job, on every node: ends when nothing ran for IDLE_S
+    python3 holder.py python JOB RANK ARG...    a Python like any other, only that it runs inside the job
 
 Why: what is started over SSH alone is not SkyPilot's. Its autostop would take the cluster for idle and tear it down
 under a run whose laptop sleeps; on Slurm a program would die with the connection and would not see the job's GPUs.
@@ -11,7 +11,6 @@ holder runs a Python with them. It adopts what that one leaves behind, so it kno
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -31,7 +30,7 @@ _STREAMS = 3  # standard input, output and error are handed over
 _HEAD = 1 << 16
 
 
-def socket_file(cluster: str, rank: str) -> Path:
+def socket_file(job: str, rank: str) -> Path:
     """Return where the holder of a node listens: on the node's own disk, and this user's alone.
 
     Raises:
@@ -41,21 +40,21 @@ def socket_file(cluster: str, rank: str) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
         raise PermissionError(f"{folder} is not this user's alone")
-    return folder / f"{cluster}-{rank}.sock"
+    return folder / f"{job}-{rank}.sock"
 
 
 # -- the job ------------------------------------------------------------------------------------------------------
 
 
-def serve(cluster: str, idle_s: float) -> None:
+def serve(job: str, idle_s: float) -> None:
     """Serve whoever comes, until nothing ran for so long."""
     ctypes.CDLL(None).prctl(_ADOPT, 1)
-    place = socket_file(cluster, os.environ.get("SKYPILOT_NODE_RANK", "0"))
-    with contextlib.suppress(FileNotFoundError):
-        place.unlink()
+    place = socket_file(job, os.environ.get("SKYPILOT_NODE_RANK", "0"))
+    _clear(place.parent)
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(place))
+        door.bind(str(place.with_suffix(".new")))
         door.listen()
+        place.with_suffix(".new").rename(place)  # or it could be taken for a dead one
         print("fglaunch: ready", flush=True)
         busy = time.monotonic()
         while time.monotonic() - busy < idle_s:
@@ -66,6 +65,18 @@ def serve(cluster: str, idle_s: float) -> None:
     place.unlink()
     print(f"fglaunch: nothing ran for {idle_s:g} s", flush=True)
     _give_back()
+
+
+def _clear(folder: Path) -> None:
+    """Remove the sockets of holders that were killed."""
+    for file in folder.glob("*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(file))
+            except ConnectionRefusedError:
+                file.unlink()
+            except OSError:
+                continue
 
 
 def _anything_runs() -> bool:
@@ -116,23 +127,24 @@ def _become(argv: Sequence[str], streams: Sequence[int], guest: int) -> None:
 def _give_back() -> None:
     """On Slurm, where SkyPilot has no autostop, end the allocation."""
     job = os.environ.get("SLURM_JOB_ID")
-    if job and shutil.which("scancel"):
+    head = os.environ.get("SKYPILOT_NODE_RANK", "0") == "0"  # where agents meet: the others may have lost theirs
+    if job and head and shutil.which("scancel"):
         subprocess.call(["scancel", job])
 
 
 # -- over SSH -----------------------------------------------------------------------------------------------------
 
 
-def python(cluster: str, rank: str, argv: Sequence[str]) -> None:
+def python(job: str, rank: str, argv: Sequence[str]) -> None:
     """Have the holder run a Python on our standard streams; returns when it has ended."""
-    with _knock(cluster, rank) as holder:
+    with _knock(job, rank) as holder:
         socket.send_fds(holder, [json.dumps(list(argv)).encode()], range(_STREAMS))
         os.closerange(0, _STREAMS - 1)  # theirs now; else nobody would see them end
         while holder.recv(1):
             pass
 
 
-def _knock(cluster: str, rank: str) -> socket.socket:
+def _knock(job: str, rank: str) -> socket.socket:
     """Return a connection to this node's holder.
 
     Raises:
@@ -140,8 +152,8 @@ def _knock(cluster: str, rank: str) -> socket.socket:
     """
     deadline = time.monotonic() + _START_S
     while True:
-        mine = socket_file(cluster, rank)
-        others = list(mine.parent.glob(f"{cluster}-*.sock"))
+        mine = socket_file(job, rank)
+        others = list(mine.parent.glob(f"{job}-*.sock"))
         # Ranks may be counted in another order than hosts. On a machine that is one node, any holder is the one.
         found = mine if mine.exists() or len(others) != 1 else others[0]
         holder = socket.socket(socket.AF_UNIX)
@@ -151,7 +163,7 @@ def _knock(cluster: str, rank: str) -> socket.socket:
         except OSError as error:
             holder.close()
             if time.monotonic() > deadline:
-                sys.exit(f"the job of {cluster} does not run here: {error}")
+                sys.exit(f"the job {job} does not run here: {error}")
         time.sleep(_TICK_S)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from cluster._sky_link import Driver
 
 _HOLDER = Path(__file__).with_name("_sky_holder.py")
 _ASK_AGAIN_S = 10.0
+_SHOWN = 500  # characters of a job's log
 
 
 class Rent(NamedTuple):
@@ -80,7 +82,7 @@ class Landlord:
 
     def task(self, cluster: str, count: int) -> dict[str, Any]:
         """Return SkyPilot's task of a cluster."""
-        return words.task(self._settings, cluster, count, _HOLDER.read_text(encoding="utf-8"))
+        return words.task(self._settings, cluster, count, _HOLDER.read_text(encoding="utf-8"), secrets.token_hex(3))
 
     def ssh_config(self, cluster: str, serial: int) -> Path:
         """Return the SSH configuration for a cluster's machines."""
@@ -109,17 +111,18 @@ class Landlord:
             if rent is None or len(rent.hosts) < count or self._gone.get(cluster) == rent.serial:
                 rent = self._launch(cluster, max(count, len(rent.hosts) if rent else 0), rent.serial if rent else 0)
             elif self._well.get(cluster) != rent.serial and not answers(cluster, rent):
-                rent = self._look_after(cluster, rent)
+                rent = self._look_after(cluster, rent, answers)
             self._well[cluster] = rent.serial
             return rent
 
-    def _look_after(self, cluster: str, rent: Rent) -> Rent:
-        """See to a cluster of which only a record is known."""
+    def _look_after(self, cluster: str, rent: Rent, answers: Callable[[str, Rent], bool]) -> Rent:
+        """See to a cluster of which there is a record, and no answer."""
         if self.ask("status", cluster=cluster) != "UP":
             return self._launch(cluster, len(rent.hosts), rent.serial)
-        if self.ask("job_runs", cluster=cluster, job=rent.job):
+        if self.ask("job_runs", cluster=cluster, job=rent.job) and answers(cluster, rent):  # it was the connection
             return rent
-        found = self.ask("run_job", cluster=cluster, config=self.task(cluster, len(rent.hosts)))
+        config = self.task(cluster, len(rent.hosts))
+        found = self.ask("run_job", cluster=cluster, config=config, instead_of=rent.job)
         return self._keep(cluster, rent.serial + 1, found)
 
     def _launch(self, cluster: str, count: int, serial: int) -> Rent:
@@ -169,6 +172,13 @@ class Landlord:
 
     def _lives(self, cluster: str, job: int) -> bool:
         return self.ask("status", cluster=cluster) == "UP" and bool(self.ask("job_runs", cluster=cluster, job=job))
+
+    def said(self, cluster: str, job: int) -> str:
+        """Return the last words of a job, in one line."""
+        try:
+            return " ".join(str(self.ask("logs", cluster=cluster, job=job)).split())[-_SHOWN:] or "nothing"
+        except ClusterError as error:
+            return str(error)
 
     def end(self, cluster: str) -> None:
         """Tear a cluster down; no error if there is none.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ class SkySettings:
     file_mounts: Mapping[str, Any] = field(default_factory=dict)
     setup: str = ""
     idle_minutes: int = 10
-    managed: bool = False
     ssh: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,7 +57,6 @@ def _check(values: Mapping[str, Any]) -> None:
         "file_mounts": (dict, "a table as SkyPilot knows it"),
         "setup": (str, "shell commands"),
         "idle_minutes": (int, "a whole number of minutes, 1 or more"),
-        "managed": (bool, "true or false"),
     }
     if "resources" not in values:
         raise ClusterError(f"clusters.toml: a sky cluster needs resources: {kinds['resources'][1]}")
@@ -97,7 +94,7 @@ def bridge(rank: int) -> str:
 # -- tasks --------------------------------------------------------------------------------------------------------
 
 
-def task(settings: SkySettings, cluster: str, count: int, holder: str) -> dict[str, Any]:
+def task(settings: SkySettings, cluster: str, count: int, holder: str, key: str) -> dict[str, Any]:
     """Return SkyPilot's task of a run's cluster: its machines, its storage, and the job that programs live in.
 
     Args:
@@ -105,6 +102,7 @@ def task(settings: SkySettings, cluster: str, count: int, holder: str) -> dict[s
         cluster: its name.
         count: of nodes.
         holder: the source of `cluster._sky_holder`.
+        key: tells this job from all others on its machines.
     """
     return {
         "name": cluster,
@@ -112,11 +110,11 @@ def task(settings: SkySettings, cluster: str, count: int, holder: str) -> dict[s
         "resources": dict(settings.resources),
         **({"file_mounts": dict(settings.file_mounts)} if settings.file_mounts else {}),
         **({"setup": settings.setup} if settings.setup else {}),
-        "run": _job(cluster, settings.idle_minutes, holder),
+        "run": _job(f"{cluster}-{key}", settings.idle_minutes, holder),
     }
 
 
-def _job(cluster: str, idle_minutes: int, holder: str) -> str:
+def _job(name: str, idle_minutes: int, holder: str) -> str:
     call = f"python3 {_PLACE}/holder.py"
     return "\n".join(
         [
@@ -128,26 +126,13 @@ def _job(cluster: str, idle_minutes: int, holder: str) -> str:
             f"mv {_PLACE}/holder.$SKYPILOT_NODE_RANK {_PLACE}/holder.py",
             f"cat > {_PLACE}/node$SKYPILOT_NODE_RANK <<END_OF_BRIDGE",
             "#!/bin/sh",
-            f'exec {call} python {cluster} $SKYPILOT_NODE_RANK "\\$@"',
+            f'exec {call} python {name} $SKYPILOT_NODE_RANK "\\$@"',
             "END_OF_BRIDGE",
             f"chmod 755 {_PLACE}/node$SKYPILOT_NODE_RANK",
-            f"exec {call} serve {cluster} {idle_minutes * 60}",
+            f"exec {call} serve {name} {idle_minutes * 60}",
             "",
         ]
     )
-
-
-def managed_task(settings: SkySettings, name: str, argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
-    """Return SkyPilot's task of a managed job that runs a supervisor on one machine, beside what it supervises."""
-    return {
-        "name": name,
-        "num_nodes": 1,
-        "resources": dict(settings.resources),
-        **({"file_mounts": dict(settings.file_mounts)} if settings.file_mounts else {}),
-        **({"setup": settings.setup} if settings.setup else {}),
-        "envs": dict(env),
-        "run": shlex.join(argv) + "\n",
-    }
 
 
 def autostop(settings: SkySettings) -> int | None:

@@ -24,7 +24,7 @@ from cluster._ssh_settings import Settings, parse_settings
 from cluster.ssh import SshCluster
 
 _SILENT_S = 5.0  # when a node is silent for so long, SkyPilot is asked whether its cluster lives
-_START_S = 120.0
+_START_S = 120.0  # from a job's submission to its answer
 _TRY_AGAIN_S = 1.0
 
 
@@ -88,9 +88,11 @@ class SkyCluster:
     name = "sky"
     lasting = True
 
-    def __init__(self, settings: words.SkySettings, project: Path, landlord: Landlord) -> None:
+    def __init__(
+        self, settings: words.SkySettings, project: Path, landlord: Landlord, start_s: float = _START_S
+    ) -> None:
         """Make one that runs `project`; nothing is asked of SkyPilot before it has to be."""
-        self._settings, self._project, self._landlord = settings, project, landlord
+        self._settings, self._project, self._landlord, self._start_s = settings, project, landlord, start_s
         self.shares_files = bool(settings.ssh.get("shared", False))
         self._lock = threading.RLock()
         self._counts: dict[str, int] = {}
@@ -151,7 +153,10 @@ class SkyCluster:
             rent = self._landlord.have(cluster, self._counts.get(cluster, 1), self._answers)
             ssh = self._ssh(cluster, rent)
             if not rent.nodes:
-                nodes = _reach(ssh, PurePosixPath(node.folder).parent.name, len(rent.hosts))
+                try:
+                    nodes = _reach(ssh, PurePosixPath(node.folder).parent.name, len(rent.hosts), self._start_s)
+                except ClusterError as error:
+                    raise ClusterError(f"{error}; its job said: {self._landlord.said(cluster, rent.job)}") from error
                 self._landlord.note(cluster, rent._replace(nodes=tuple(nodes)))
         ssh.make_ready(self._current(node))
 
@@ -268,13 +273,13 @@ def _hosts(settings: words.SkySettings, rent: Rent, config: Path) -> _Hosts:
     return _Hosts(**{f.name: getattr(plain, f.name) for f in fields(plain)})
 
 
-def _reach(ssh: SshCluster, run: str, count: int) -> list[Node]:
+def _reach(ssh: SshCluster, run: str, count: int, start_s: float) -> list[Node]:
     """Return the nodes of machines that have just been launched, and whose job is about to start.
 
     Raises:
         ClusterError: it did not start.
     """
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + start_s
     while True:
         try:
             return ssh.nodes(run, count)

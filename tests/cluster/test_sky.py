@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from cluster import ClusterError, Command, Node, Rented, Unreachable, open_cluster
+from cluster._sky_rent import Landlord
+from cluster._sky_task import parse_settings
 from cluster._ssh_link import close_links
 from cluster.sky import SkyCluster
 from tests.contracts.cluster import ClusterContract
@@ -173,6 +175,20 @@ def test_machines_that_are_not_to_be_had_are_one_line(own_bed: Bed) -> None:
         cluster.make_ready(cluster.nodes("run", 1)[0])
     (own_bed.folder / "full").unlink()
     cluster.make_ready(cluster.nodes("run", 1)[0])
+
+
+def test_job_that_does_not_start_is_told_with_its_last_words(own_bed: Bed) -> None:
+    settings = parse_settings(own_bed.settings)
+    cluster = SkyCluster(settings, ROOT, Broken(settings, own_bed.work), start_s=0.5)
+    with pytest.raises(ClusterError, match="job said: no disk$"):
+        cluster.make_ready(cluster.nodes("run", 1)[0])
+
+
+class Broken(Landlord):
+    """Has jobs that end at once."""
+
+    def task(self, cluster: str, count: int) -> dict[str, Any]:
+        return {**super().task(cluster, count), "run": "echo no disk; exit 1"}
 
 
 def test_missing_skypilot_says_how_to_install_it(own_bed: Bed, tmp_path: Path) -> None:

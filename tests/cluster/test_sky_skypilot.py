@@ -47,7 +47,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 def task(**resources: Any) -> dict[str, Any]:
     settings = words.parse_settings({"resources": resources, "file_mounts": {"/tmp/x": str(ROOT / "README.md")}})
-    return words.task(settings, "fgl-a", 2, Path(_sky_holder.__file__).read_text())
+    return words.task(settings, "fgl-a", 2, Path(_sky_holder.__file__).read_text(), "key")
 
 
 def test_skypilot_is_the_version_that_the_driver_was_written_for(driver: Driver) -> None:
@@ -95,11 +95,3 @@ def test_any_of_regions_are_all_offered_and_no_others(driver: Driver) -> None:
 def test_what_nobody_offers_is_an_error(driver: Driver) -> None:
     with pytest.raises(ClusterError, match="SkyPilot: "):
         driver.ask("offers", config=task(infra="aws", accelerators="V100:8"))
-
-
-def test_managed_task_is_read_as_it_was_meant(driver: Driver) -> None:
-    settings = words.parse_settings({"resources": {"infra": "aws", "accelerators": "A100:8", "use_spot": True}})
-    argv = ["python3", "-m", "launcher.background", "s3://bucket/x y", "run", "local", "1", "8"]
-    read = driver.ask("validate", config=words.managed_task(settings, "fgl-run", argv, {"AWS_REGION": "us-east-1"}))
-    assert read["run"] == "python3 -m launcher.background 's3://bucket/x y' run local 1 8\n"
-    assert read["envs"] == {"AWS_REGION": "us-east-1"}

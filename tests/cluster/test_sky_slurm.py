@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster import Command, open_cluster
-from cluster._sky_link import Driver
-from cluster._sky_task import cluster_name
+from cluster._sky_rent import Landlord
+from cluster._sky_task import cluster_name, parse_settings
 from cluster._ssh_link import close_links
 from cluster.sky import SkyCluster
 from tests.cluster.test_sky_skypilot import PYTHON, ROOT
@@ -62,9 +62,10 @@ def test_programs_run_inside_skypilots_job_and_allocation_ends_when_nothing_runs
     said = [cluster.read(node, "program.log", 0).split() for node in nodes]
     assert said == [[job.encode(), b"n1"], [job.encode(), b"n2"]]
     close_links()  # the laptop leaves
-    driver = Driver(PYTHON, tmp_path / "log")
-    assert "fglaunch: ready" in driver.ask("logs", cluster=cluster_name("run"), job=1)
-    driver.close()
+    landlord = Landlord(parse_settings({**settings, "resources": {}}), tmp_path / "sky")
+    rent = landlord.rent(cluster_name("run"))
+    assert rent is not None
+    assert "fglaunch: ready" in landlord.said(cluster_name("run"), rent.job)
     wait_for(lambda: not bed.jobs(), "the allocation is given back", 180)
     cluster.give_back("run")
 

@@ -39,14 +39,14 @@ def test_mistakes_are_named(entry: dict[str, Any], complaint: str) -> None:
 
 def test_task_has_what_the_entry_says() -> None:
     found = settings(file_mounts={"/data": "s3://birds"}, setup="nvidia-smi")
-    task = words.task(found, "fgl-a", 3, "HOLDER = 1\n")
+    task = words.task(found, "fgl-a", 3, "HOLDER = 1\n", "k")
     assert task["num_nodes"] == 3
     assert task["resources"] == RESOURCES
     assert task["file_mounts"] == {"/data": "s3://birds"}
     assert task["setup"] == "nvidia-smi"
     assert "\nHOLDER = 1\nEND_OF_HOLDER\n" in task["run"]
-    assert task["run"].splitlines()[-1].endswith("holder.py serve fgl-a 600")
-    assert {"file_mounts", "setup"}.isdisjoint(words.task(settings(), "fgl-a", 1, ""))
+    assert task["run"].splitlines()[-1].endswith("holder.py serve fgl-a-k 600")
+    assert {"file_mounts", "setup"}.isdisjoint(words.task(settings(), "fgl-a", 1, "", "k"))
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=120))

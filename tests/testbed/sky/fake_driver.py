@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,9 +58,15 @@ class FakeSky:
         self.down(cluster)
         for rank in range(config["num_nodes"]):
             self.home(cluster, rank).mkdir(parents=True)
-        return self.run_job(cluster, config)
+        return self._run(cluster, config)
 
-    def run_job(self, cluster: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    def run_job(self, cluster: str, config: Mapping[str, Any], instead_of: int) -> dict[str, Any]:
+        for job in json.loads((self.folder / f"{cluster}.jobs").read_text()):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job, signal.SIGKILL)
+        return self._run(cluster, config)
+
+    def _run(self, cluster: str, config: Mapping[str, Any]) -> dict[str, Any]:
         jobs = []
         for rank in range(config["num_nodes"]):
             home = self.home(cluster, rank)
@@ -84,6 +91,9 @@ class FakeSky:
 
     def job_runs(self, cluster: str, job: int) -> bool:
         return _lives(job)
+
+    def logs(self, cluster: str, job: int) -> str:
+        return (self.home(cluster, 0) / "job.log").read_text()
 
     def down(self, cluster: str) -> None:
         end(self.folder / cluster)
@@ -122,6 +132,10 @@ def end(machines: Path) -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
     shutil.rmtree(machines, ignore_errors=True)
+    for file in Path(f"/tmp/fglaunch-{os.getuid()}").glob(f"{machines.name}-*.sock"):
+        with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(file)):  # another test may have a cluster of the same name
+                file.unlink()
 
 
 def _processes() -> list[int]:
