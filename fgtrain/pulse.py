@@ -18,8 +18,13 @@ from typing import NamedTuple
 FILE = "pulse"
 TICK_S = 1.0
 _SLOT = 128
-_BODY = struct.Struct("<4sHHIIQQQd16s")  # magic, phase, stage, rank, attempt, pid, step, ticks, work_s, boot-time token
-_MAGIC = b"fgp1"
+_BODY = struct.Struct("<4sHxxIIQQd16s")  # magic, phase, rank, attempt, pid, step, work_s, born
+_CRC = struct.Struct("<I")  # of the body: it is written in one go, but not in one instant
+_TICKS = struct.Struct("<Q")
+_AT_CRC = _BODY.size
+_AT_TICKS = 96  # each of its own writer, so that no lock is needed: these bytes are the thread's
+_AT_STAGE = 120
+_MAGIC = b"fgp2"
 
 
 class Phase(IntEnum):
@@ -33,7 +38,7 @@ class Phase(IntEnum):
 
 
 class Stage(IntEnum):
-    """Where in a step a rank is: nowhere yet, waiting for pictures, computing, exchanging, updating."""
+    """Where in a step a rank is: before its pictures, waiting for them, computing, exchanging, updating."""
 
     NONE = 0
     LOAD = 1
@@ -62,11 +67,15 @@ class Beat(NamedTuple):
 
 def encode(beat: Beat) -> bytes:
     """Return a slot's bytes."""
+    slot = bytearray(_SLOT)
     body = _BODY.pack(
-        *(_MAGIC, beat.phase, beat.stage, beat.rank, beat.attempt, beat.pid, beat.step, beat.ticks, beat.work_s),
-        beat.born.encode()[:16],
+        *(_MAGIC, beat.phase, beat.rank, beat.attempt, beat.pid, beat.step, beat.work_s), beat.born.encode()[:16]
     )
-    return (body + struct.pack("<I", zlib.crc32(body))).ljust(_SLOT, b"\0")
+    slot[: _BODY.size] = body
+    _CRC.pack_into(slot, _AT_CRC, zlib.crc32(body))
+    _TICKS.pack_into(slot, _AT_TICKS, beat.ticks)
+    slot[_AT_STAGE] = beat.stage
+    return bytes(slot)
 
 
 def decode(data: bytes) -> list[Beat]:
@@ -76,11 +85,12 @@ def decode(data: bytes) -> list[Beat]:
 
 def _decode_slot(slot: int, data: bytes) -> Beat | None:
     body = data[: _BODY.size]
-    (crc,) = struct.unpack_from("<I", data, _BODY.size)
-    if crc != zlib.crc32(body) or not body.startswith(_MAGIC):
+    if not body.startswith(_MAGIC) or _CRC.unpack_from(data, _AT_CRC)[0] != zlib.crc32(body):
         return None
-    _, phase, stage, rank, attempt, pid, step, ticks, work_s, born = _BODY.unpack(body)
-    return Beat(slot, Phase(phase), Stage(stage), rank, attempt, pid, step, ticks, work_s, born.rstrip(b"\0").decode())
+    _, phase, rank, attempt, pid, step, work_s, born = _BODY.unpack(body)
+    ticks, stage = _TICKS.unpack_from(data, _AT_TICKS)[0], Stage(data[_AT_STAGE])
+    text = born.rstrip(b"\0").decode()
+    return Beat(slot, Phase(phase), stage, rank, attempt, pid, step, ticks, work_s, text)
 
 
 def birth(pid: int) -> str:
@@ -96,59 +106,61 @@ class Pulse:
 
     def __init__(self, folder: Path | None = None, slot: int = 0, rank: int = 0) -> None:
         """Open slot `slot` (the local rank) of a node's file."""
-        self._beat = Beat(slot, Phase.START, Stage.NONE, rank, 0, os.getpid(), 0, 0, 0.0, birth(os.getpid()))
-        self._lock = threading.Lock()
+        self._rank, self._attempt, self._step, self._work_s = rank, 0, 0, 0.0
+        self._phase = Phase.START
+        self._pid, self._born = os.getpid(), birth(os.getpid()).encode()
+        self._start = slot * _SLOT
         self._memory: mmap.mmap | None = None
         if folder:
-            self._memory = _map(folder / FILE, (slot + 1) * _SLOT)
+            self._memory = _map(folder / FILE, self._start + _SLOT)
+            _TICKS.pack_into(self._memory, self._start + _AT_TICKS, 0)
             self._write()
             threading.Thread(target=self._tick, name="pulse", daemon=True).start()
 
     @property
     def step(self) -> int | None:
         """The step being taken, None outside of steps."""
-        return self._beat.step if self._beat.phase is Phase.STEP else None
+        return self._step if self._phase is Phase.STEP else None
 
     def begun(self, attempt: int) -> None:
         """This rank is part of an attempt."""
-        self._set(self._beat._replace(attempt=attempt))
+        self._attempt = attempt
+        self._write()
 
     def phase(self, phase: Phase) -> None:
         """Something else begins."""
-        self._set(self._beat._replace(phase=phase, stage=Stage.NONE))
+        self._phase = phase
+        self._write()
 
     def stage(self, stage: Stage) -> None:
         """The next part of a step begins."""
-        self._set(self._beat._replace(stage=stage))
+        if self._memory is not None:
+            self._memory[self._start + _AT_STAGE] = stage
 
     def step_begins(self, step: int) -> None:
         """A step begins."""
-        self._set(self._beat._replace(phase=Phase.STEP, stage=Stage.LOAD, step=step))
+        self._phase, self._step = Phase.STEP, step
+        self._write()
 
     def worked(self, seconds: float) -> None:
-        """Tell how long this rank worked in this step before it met the others; told with the next beat."""
-        old = self._beat.work_s
-        self._beat = self._beat._replace(work_s=old + 0.2 * (seconds - old) if old else seconds)
-
-    def _set(self, beat: Beat) -> None:
-        if self._memory is None:
-            self._beat = beat
-            return
-        with self._lock:
-            self._beat = beat._replace(ticks=self._beat.ticks)
-            self._write()
+        """Tell how long this rank worked in a step before it met the others; told with the next step's beginning."""
+        self._work_s += 0.2 * (seconds - self._work_s) if self._work_s else seconds
 
     def _write(self) -> None:
-        assert self._memory is not None
-        start = self._beat.slot * _SLOT
-        self._memory[start : start + _SLOT] = encode(self._beat)
+        if self._memory is None:
+            return
+        body = _BODY.pack(
+            *(_MAGIC, self._phase, self._rank, self._attempt, self._pid, self._step, self._work_s, self._born)
+        )
+        self._memory[self._start : self._start + _AT_CRC + 4] = body + _CRC.pack(zlib.crc32(body))
+        self._memory[self._start + _AT_STAGE] = Stage.NONE
 
     def _tick(self) -> None:
-        pause = threading.Event()
+        assert self._memory is not None
+        pause, ticks = threading.Event(), 0
         while not pause.wait(TICK_S):
-            with self._lock:
-                self._beat = self._beat._replace(ticks=self._beat.ticks + 1)
-                self._write()
+            ticks += 1
+            _TICKS.pack_into(self._memory, self._start + _AT_TICKS, ticks)
 
 
 def _map(path: Path, at_least: int) -> mmap.mmap:

@@ -86,7 +86,6 @@ class Stepper:
             bad += batch.bad
             seen += len(batch.ids)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
-        pulse.stage(Stage.EXCHANGE)
         reduction.exchange(torch.cat([flags, losses_G]))
         pulse.stage(Stage.UPDATE)
         before_update()

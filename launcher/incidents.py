@@ -94,12 +94,13 @@ class Incidents:
 
     def decide(self, now: float) -> Decision | None:
         """Return what to do about the incident, if there is one and all who have a word on it have had time."""
-        if not self._open or (now - self._opened_at < SETTLE_S and not any(s.kind == "user" for s in self._open)):
+        mistake = any(s.kind == "user" for s in self._open)
+        if not self._open or (now - self._opened_at < SETTLE_S and not mistake):
             return None
-        signs = tuple(s for s in self._open if s.attempt <= self._opened_in)
-        self._open = [s for s in self._open if s.attempt > self._opened_in]
+        signs = tuple(s for s in self._open if mistake or s.attempt <= self._opened_in)
+        self._open = [s for s in self._open if s not in signs]
         self._judged = max(self._judged, self._opened_in)
-        self._opened_at, self._opened_in = now, self._newest
+        self._opened_at, self._opened_in = now, max(self._newest, *(s.attempt for s in self._open), 0)
         first = cause(signs)
         repeated = self._poison.repeated(signs, self._begins)
         retry = self._ledger.spend(first.kind)

@@ -40,7 +40,12 @@ def choose(site: Site) -> list[Node]:
 
 
 def spare(site: Site, taken: Sequence[Node]) -> Node | None:
-    """Return a node, made ready, that is neither excluded nor taken; None if there is none."""
+    """Return a node, made ready, that is neither excluded nor taken; None if there is none.
+
+    On `local` another node would be the same machine.
+    """
+    if site.cluster.name == "local":
+        return None
     excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken}
     try:
         [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded)
@@ -62,7 +67,8 @@ def settle(site: Site, seats: Sequence[Seat], endpoint: str) -> None:
         unchecked = [s for s in unchecked if s.node.name in bad]
         for seat in unchecked:
             reason = "; ".join(bad[seat.node.name])
-            other = leave(site, seat.node, reason, [s.node for s in seats])
+            exclude(site, seat.node, reason)
+            other = spare(site, [s.node for s in seats])
             if other is None:
                 raise ClusterError(f"{seat.node.name} failed its check: {reason}; there is no other node")
             seat.node = other
@@ -80,13 +86,9 @@ def problems(site: Site, nodes: Sequence[Node], endpoint: str) -> Mapping[str, l
     return precheck.judge(seen, site.check, site.world.gpus, [n.name for n in nodes])
 
 
-def leave(site: Site, node: Node, reason: str, taken: Sequence[Node]) -> Node | None:
-    """Use a node no more; returns one in its place, None if there is none.
-
-    The nodes of `local` are one machine: another of them would be no better, and this one is not given up for ever.
-    """
+def exclude(site: Site, node: Node, reason: str) -> None:
+    """Use a node no more. The nodes of `local` are one machine, which is not given up for ever."""
     if site.cluster.name == "local":
-        return None
+        return
     exclusions.exclude(site.runs, site.name, site.cluster, node, reason)
     site.note(f"{node.name} is not used any more: {reason}; `fglaunch nodes` lists such nodes")
-    return spare(site, taken)

@@ -39,16 +39,20 @@ class Hang(Part):
     """
 
     factor: float = 15.0
-    floor_s: float = 30.0
+    floor_s: float = 60.0
     first_steps: int = 3
     quiet_s: float = 1800.0
 
 
 class Straggler(Part):
-    """A rank is reported whose work before the exchange takes `factor` times the others' median for `for_s` seconds."""
+    """A rank is reported whose work before the exchange takes `factor` times the others' median for long.
+
+    That is for `for_s` seconds and for `for_steps` steps.
+    """
 
     factor: float = 1.5
     for_s: float = 30.0
+    for_steps: int = 20
 
 
 class Check(Part):

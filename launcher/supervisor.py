@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import msgspec
 
 from cluster import Cluster, ClusterError, Node
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
-from fgtrain.runstore import Attempt, Failure, Result, RunFile, RunStore
+from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
 from launcher.clock import Clock, SystemClock
 from launcher.events import Event
@@ -21,7 +18,9 @@ from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.incidents import Decision, Incidents
+from launcher.interrupts import Interrupts
 from launcher.news import News
+from launcher.outcome import EXIT_FENCED, Outcome, of_work
 from launcher.post import Post
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
@@ -33,20 +32,6 @@ _SILENCE_S = 5.0  # of a node, before the user is told
 _SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
 """How long workers have to take a last snapshot when the user stops a run."""
-
-EXIT_FENCED = 3
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """How supervision ended, the exit code, and one line (and a traceback) on why.
-
-    States: finished, stopped, failed; fenced: another supervisor goes on with the run.
-    """
-
-    state: str
-    exit_code: int
-    message: str = ""
-    traceback: str = ""
 
 
 class Supervisor:
@@ -69,7 +54,7 @@ class Supervisor:
         self._settings: Supervision = recorded(runs)
         self._site = replacing.Site(
             *(cluster, cluster_name, runs, world, self._settings.check, self._clock),
-            interrupted=lambda: self._interrupted,
+            interrupted=lambda: self._interrupts.received,
             note=self._note,
         )
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock)
@@ -78,14 +63,15 @@ class Supervisor:
         self._incidents = Incidents(self._settings, run.name)
         self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
         self._post: Post | None = None
-        self._fenced = self._interrupted = False
+        self._fenced = False
         self._silent: set[str] = set()
+        self._interrupts = Interrupts()
         self._step = 0
         self._next_slow = 0.0
 
     def supervise(self) -> Outcome:
         """Run to the end. Nothing that was started is left running, unless another supervisor has taken it over."""
-        with self._signals():
+        with self._interrupts:
             try:
                 outcome = self._begin() or self._watch()
                 if not self._fenced:
@@ -97,21 +83,6 @@ class Supervisor:
             with self._patience():  # the outcome is what the user wants to hear of
                 self._post.write(outcome.state, self._step, self._fleet.nodes, outcome.message)
         return outcome
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        restore = [(s, signal.signal(s, self._interrupt)) for s in (signal.SIGINT, signal.SIGTERM)]
-        try:
-            yield
-        finally:
-            for sig, handler in restore:
-                signal.signal(sig, handler)
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self._interrupted = True
 
     # -- beginning and ending -------------------------------------------------------------------------------------
 
@@ -196,7 +167,7 @@ class Supervisor:
 
     def _look(self) -> Outcome | None:
         """Look at what changes slowly: requests, the store, logs, pulses; write the heartbeat."""
-        if self._interrupted:
+        if self._interrupts.received:
             return Outcome("stopped", 130, "interrupted")
         now = self._clock.now()
         if now < self._next_slow:
@@ -265,6 +236,9 @@ class Supervisor:
         seat.agent, seat.failures = None, seat.failures + 1
         seat.due = None if name in self._incidents.open_nodes else self._clock.now()
         left = code == EXIT_NOTICED
+        if left:  # the machine goes: better another one, if there is one
+            seat.failures = self._settings.node_tries
+            self._replace(seat)
         message = f"{name} left after a notice" if left else f"the agent of {name} died ({spell_exit(code)})"
         tail = "" if left else self._feed.agent_tail(seat.node)
         kind: Kind = "preemption" if left else "lost"
@@ -302,11 +276,11 @@ class Supervisor:
         decision = self._incidents.decide(self._clock.now())
         if decision is None:
             return None
+        if decision.cause.kind == "hardware":
+            self._exclude(decision)
         if decision.verdict and not self._finished():
             return Outcome("failed", *decision.verdict)
         self._note(decision.note)
-        if decision.cause.kind == "hardware" and decision.cause.node:
-            self._exclude(decision)
         self._retry(decision)
         return None
 
@@ -323,15 +297,16 @@ class Supervisor:
                 each.due = self._clock.now() + delay
 
     def _exclude(self, decision: Decision) -> None:
-        """Take a broken node out, if there is another; if not, it goes on while it passes its check."""
+        """Take a broken node out, if there is another; if not, it is tried on until the budget is spent."""
         seat = self._fleet.seat(decision.cause.node)
-        if seat is None:
+        other = replacing.spare(self._site, self._fleet.nodes) if seat else None
+        if seat is None or not (other or decision.verdict):
             return
-        other = replacing.leave(self._site, seat.node, decision.cause.message, self._fleet.nodes)
-        if seat.agent and other:
-            seat.agent.kill()
-            seat.agent = None
+        replacing.exclude(self._site, seat.node, decision.cause.message)
         if other:
+            if seat.agent:
+                seat.agent.kill()
+                seat.agent = None
             self._move(seat, other)
 
     def _replace(self, seat: Seat) -> None:
@@ -392,15 +367,10 @@ class Supervisor:
         self._incidents.add(now, Sign("hang", hung.text, self._clock.time(), node=at.node, rank=at.rank))
 
     def _verdict(self) -> Outcome:
-        """All agents left with exit code 0: believe only what is committed."""
-        try:
-            result = self._runs.read("result.json", Result)
-        except StoreError as error:
-            return Outcome("failed", 1, f"the workers left, and the run has no result: {error}")
-        if result.step != self._run.plan.steps:
-            return Outcome("failed", 1, f"the run ended at step {result.step} of {self._run.plan.steps}")
-        self._step = result.step
-        return Outcome("finished", 0)
+        outcome = of_work(self._run, self._runs)
+        if outcome.state == "finished":
+            self._step = self._run.plan.steps
+        return outcome
 
     # -- telling --------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Watchdog:
         self._learn(now)
         if not self._steps_only():
             return []
-        return self._stragglers.report(now, {at: s.beat.work_s for at, s in self._seen.items()})
+        return self._stragglers.report(now, self._stepped, {at: s.beat.work_s for at, s in self._seen.items()})
 
     def _look(self, now: float, at: RankAt, beat: Beat) -> None:
         for other in [o for o in self._seen if (o.node, o.slot) == (at.node, at.slot) and o != at]:
@@ -86,6 +86,7 @@ class Watchdog:
         newest = max((s.beat.attempt for s in self._seen.values()), default=0)
         if newest != self._attempt:
             self._attempt, self._step, self._stepped = newest, None, 0
+            self._stragglers.forget()
         self._seen = {at: s for at, s in self._seen.items() if at.node in nodes and s.beat.attempt in (0, newest)}
 
     def _learn(self, now: float) -> None:
@@ -96,9 +97,10 @@ class Watchdog:
             return
         furthest = max(steps)
         if self._step is not None and furthest > self._step:
-            if self._stepped >= self._hang.first_steps:
-                self._times.append((now - self._step_at) / (furthest - self._step))
-            self._stepped += furthest - self._step
+            taken = furthest - self._step
+            self._stepped += taken
+            for _ in range(min(taken, self._stepped - self._hang.first_steps, _MEMORY)):  # none of the first ones
+                self._times.append((now - self._step_at) / taken)
         if self._step is None or furthest > self._step:
             self._step, self._step_at = furthest, now
 
@@ -152,10 +154,14 @@ class _Stragglers:
 
     def __init__(self, settings: Straggler) -> None:
         self._settings = settings
-        self._slow_since: dict[RankAt, float] = {}
+        self._slow_since: dict[RankAt, tuple[float, int]] = {}
         self._told_at: dict[RankAt, float] = {}
 
-    def report(self, now: float, work: Mapping[RankAt, float]) -> list[str]:
+    def forget(self) -> None:
+        """Ranks are others now."""
+        self._slow_since.clear()
+
+    def report(self, now: float, step: int, work: Mapping[RankAt, float]) -> list[str]:
         notes = []
         for at, own in work.items():
             others = [w for o, w in work.items() if o != at]
@@ -163,8 +169,9 @@ class _Stragglers:
             if usual <= 0 or own < self._settings.factor * usual:
                 self._slow_since.pop(at, None)
                 continue
-            since = self._slow_since.setdefault(at, now)
-            if now - since >= self._settings.for_s and now - self._told_at.get(at, -_AGAIN_S) >= _AGAIN_S:
+            since, first = self._slow_since.setdefault(at, (now, step))
+            long = now - since >= self._settings.for_s and step - first >= self._settings.for_steps
+            if long and now - self._told_at.get(at, -_AGAIN_S) >= _AGAIN_S:
                 self._told_at[at] = now
                 notes.append(
                     f"rank {at.rank} on {at.node} is slow: {own * 1e3:.0f} ms of work before each exchange,"

@@ -14,9 +14,9 @@ from launcher.display import make_display
 from launcher.events import decode_events, whole_lines
 from launcher.fleet import still_runs
 from launcher.foreground import conclude, resume_command, say, supervise_here
+from launcher.outcome import Outcome
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
-from launcher.supervisor import Outcome
 from launcher.takeover import last_term
 
 _POLL_S = 0.2

@@ -44,7 +44,7 @@ def pulse(runs: Runs, run: str, node: int) -> int:
 
 
 def test_stopped_worker_is_noticed_named_and_replaced(runs: Runs) -> None:
-    quick = ("--supervise", "watchdog.floor_s=4", "--supervise", "watchdog.factor=5")
+    quick = ("--supervise", "watchdog.floor_s=8", "--supervise", "watchdog.factor=5")
     with runs.start("frozen", *RECIPE, *quick, "--name", "frozen") as run:
         run.wait_step(12)
         os.kill(pulse(runs, "frozen", 1), signal.SIGSTOP)

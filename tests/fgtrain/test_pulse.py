@@ -35,8 +35,9 @@ def test_slots_are_read_back_in_order(some: list[Beat]) -> None:
 
 @given(beats, beats, st.integers(1, 127))
 def test_slot_that_is_being_written_is_passed_over_or_whole(old: Beat, new: Beat, at: int) -> None:
-    torn = encode(new)[:at] + encode(old)[at:]
-    assert decode(torn) in ([], [old], [new])
+    for beat in decode(encode(new)[:at] + encode(old)[at:]):
+        apart = {"ticks": 0, "stage": Stage.NONE}  # written by themselves
+        assert beat._replace(**apart) in (old._replace(**apart), new._replace(**apart))
 
 
 def test_slot_that_nobody_has_written_is_no_rank(tmp_path: Path) -> None:
@@ -53,6 +54,7 @@ def test_every_move_is_seen_and_the_pulse_ticks(tmp_path: Path) -> None:
     assert (read().phase, read().attempt, pulse.step) == (Phase.START, 0, None)
     pulse.begun(2)
     pulse.step_begins(7)
+    pulse.stage(Stage.LOAD)
     assert (read().phase, read().stage, read().attempt, read().step) == (Phase.STEP, Stage.LOAD, 2, 7)
     assert pulse.step == 7
     pulse.stage(Stage.EXCHANGE)

@@ -16,9 +16,10 @@ from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher import exclusions
 from launcher.events import Event
+from launcher.outcome import EXIT_FENCED, Outcome
 from launcher.status import live_state, read_status
 from launcher.supervision import KEY, Supervision, changed
-from launcher.supervisor import EXIT_FENCED, Outcome, Supervisor
+from launcher.supervisor import Supervisor
 from launcher.takeover import last_term, take_office
 from tests.fgtrain.test_runstore import run_file
 from tests.testbed.fake_training import FakeClock, FakeCluster, FakeTraining
@@ -176,6 +177,17 @@ def test_node_with_broken_hardware_is_replaced_and_stays_excluded() -> None:
     assert {p.node.name for p in other.cluster.started("agent")} == {"host0", "host2"}
 
 
+def test_broken_node_without_another_is_excluded_when_the_run_is_given_up() -> None:
+    scene = Scene("hardware.tries=2", hosts=2)
+    numbers = itertools.count()
+    scene.training.faults[7] = lambda t: t.fail(f"RuntimeError: Xid {next(numbers)}", rank=1)
+    scene.training.commits = False
+    outcome = scene.supervise()
+    assert "given up (hardware, 3 times without progress past step 0)" in outcome.message
+    assert [e.node for e in exclusions.of_user("lab")] == ["host1"]
+    assert {p.node.name for p in scene.cluster.started("agent")} == {"host0", "host1"}
+
+
 def test_node_that_fails_its_check_is_never_started_on() -> None:
     scene = Scene()
     scene.cluster.reports["host0"] = {"writable": False}
@@ -211,6 +223,15 @@ def test_node_that_cannot_be_reached_any_more_gives_its_place_to_another() -> No
     assert scene.supervise().state == "finished"
     assert scene.noted("host2 takes the place of host1")
     assert list(exclusions.of_user()) == []  # a node that is away may come back
+
+
+def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:
+    scene = Scene()
+    scene.training.faults[7] = once(lambda t: scene.cluster.running("agent")[1].end(75))
+    assert scene.supervise().state == "finished"
+    assert scene.noted("host2 takes the place of host1")
+    assert scene.noted("preemption: host1 left after a notice")
+    assert len(scene.cluster.started("agent", "host0")) == 1
 
 
 def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:
@@ -264,13 +285,13 @@ def killed_at(scene: Scene, seconds: float) -> None:
     """Supervise until kill -9, `seconds` from now."""
 
     def die() -> None:
+        scene.cluster.cut_off = True
         raise Killed
 
-    supervisor = scene.supervisor()
-    supervisor._end = lambda: None  # type: ignore[method-assign]
     scene.at(seconds, die)
     with pytest.raises(Killed):
-        supervisor.supervise()
+        scene.supervise()
+    scene.cluster.cut_off = False
 
 
 def test_agents_that_outlive_their_supervisor_are_taken_over() -> None:

@@ -83,6 +83,14 @@ def test_first_steps_are_exempt_and_not_learned_from() -> None:
     assert group.dog.limit_s() == 30.0
 
 
+def test_steps_that_are_quicker_than_looks_are_learned_from_too() -> None:
+    group = Group()
+    group.wait(1.0)
+    group.change(step=12)
+    group.wait(1.0)
+    assert group.dog.limit_s() == 30.0
+
+
 def test_new_attempt_compiles_anew() -> None:
     group = Group()
     group.steps(10, 1.0)
@@ -185,6 +193,14 @@ def test_rank_that_was_slow_for_a_moment_is_not_told() -> None:
         group.steps(20, 1.0)
         group.change(3, work_s=0.1)
         group.steps(2, 1.0)
+    assert group.notes == []
+
+
+def test_group_that_stands_still_has_no_stragglers() -> None:
+    group = Group(4)
+    group.steps(10, 1.0)
+    group.change(3, work_s=0.2)
+    group.wait(100.0)
     assert group.notes == []
 
 

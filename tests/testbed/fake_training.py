@@ -38,8 +38,8 @@ class FakeClock:
 
 
 class FakeProcess:
-    def __init__(self, node: Node, command: Command) -> None:
-        self.node, self.command = node, command
+    def __init__(self, cluster: FakeCluster, node: Node, command: Command) -> None:
+        self.cluster, self.node, self.command = cluster, node, command
         self.pid, self.code = next(PIDS), None if command.name in ("agent", "rendezvous") else 0
         self.started: float = 0.0
 
@@ -50,10 +50,12 @@ class FakeProcess:
         return self.code
 
     def terminate(self) -> None:
-        self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
+        if not self.cluster.cut_off:
+            self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
 
     def kill(self) -> None:
-        self.end(-signal.SIGKILL)
+        if not self.cluster.cut_off:
+            self.end(-signal.SIGKILL)
 
     def end(self, code: int) -> None:
         self.code = code if self.code is None else self.code
@@ -67,6 +69,7 @@ class FakeCluster:
         self.shares_files = True
         self.hosts = [f"host{i}" for i in range(hosts)]
         self.down: set[str] = set()
+        self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -98,7 +101,7 @@ class FakeCluster:
 
     def start(self, node: Node, command: Command) -> FakeProcess:
         self._reach(node)
-        process = FakeProcess(node, command)
+        process = FakeProcess(self, node, command)
         process.started = self.clock.now()
         self.processes.append(process)
         if command.name == "check":
@@ -126,7 +129,7 @@ class FakeCluster:
         self.files[node.folder, name] = self.files.get((node.folder, name), b"") + text.encode()
 
     def _reach(self, node: Node) -> None:
-        if node.name in self.down:
+        if node.name in self.down or self.cut_off:
             raise ClusterError(f"{node.name} cannot be reached")
 
 

@@ -1,0 +1,33 @@
+"""How supervision of a run ends."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fgtrain.errors import StoreError
+from fgtrain.runstore import Result, RunFile, RunStore
+
+EXIT_FENCED = 3
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How supervision ended, the exit code, and one line (and a traceback) on why.
+
+    States: finished, stopped, failed; fenced: another supervisor goes on with the run.
+    """
+
+    state: str
+    exit_code: int
+    message: str = ""
+    traceback: str = ""
+
+
+def of_work(run: RunFile, runs: RunStore) -> Outcome:
+    """Return what it comes to that all workers have left without complaint: only what is committed is believed."""
+    try:
+        result = runs.read("result.json", Result)
+    except StoreError as error:
+        return Outcome("failed", 1, f"the workers left, and the run has no result: {error}")
+    if result.step != run.plan.steps:
+        return Outcome("failed", 1, f"the run ended at step {result.step} of {run.plan.steps}")
+    return Outcome("finished", 0)

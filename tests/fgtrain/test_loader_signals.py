@@ -1,0 +1,31 @@
+"""Loader processes leave notices to their rank: the step under way still gets its pictures."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from fgtrain.loader import training_batches
+from fgtrain.plan import make_plan
+from fgtrain.recipe import Loader
+from tests.fgtrain.recipes import recipe
+
+pytestmark = pytest.mark.train
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_loader_ignores_what_asks_its_rank_to_leave(sig: signal.Signals) -> None:
+    small = recipe(loader=Loader(workers=1, prefetch=1))
+    index = small.data.index()
+    plan = make_plan(small, len(index.train))
+    batches = training_batches(small, plan, index.train, start=0, rank=0, size=1, pin=False)
+    first = next(batches)
+    [loader] = [p for p in psutil.Process().children() if p.cmdline() == psutil.Process().cmdline()]
+    os.kill(loader.pid, sig)
+    more = [next(batches) for _ in range(4)]  # more than were prepared before
+    assert len({tuple(b.ids) for b in [first, *more]}) == 5
+    assert loader.is_running()
+    assert loader.status() != psutil.STATUS_ZOMBIE
