@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from cluster import ClusterError, Command, Hardware, Node, Offer, Process, Unreachable
+from cluster import ClusterError, Command, Hardware, Node, Offer, Process, Report, Unreachable
 from cluster import _sky_task as words
 from cluster._sky_rent import Landlord, Rent
 from cluster._ssh_client import Target
@@ -116,6 +116,11 @@ class SkyCluster:
             except ClusterError:
                 return None
         return NodePrices(*found)
+
+    def inspect(self) -> list[Report]:
+        """See `Inspectable`. Nothing is rented for it: what a node could be, and which SkyPilot says so."""
+        version = self._landlord.ask("hello")["version"]
+        return [Report(self.offers(1)[0].where, "", "", f"SkyPilot {version}")]
 
     def renew(self, node: Node) -> Node:
         """See `Rented`."""

@@ -103,7 +103,9 @@ def test_nothing_is_rented_before_a_node_is_made_ready(own_bed: Bed) -> None:
         ("Fake/there", 2, True, 5.0),
     ]
     assert cluster.prices() == (1.5, 4.0)
-    assert set(own_bed.calls()) == {"offers"}
+    [report] = cluster.inspect()
+    assert (report.node, report.python, report.problem) == ("Fake/here", "SkyPilot fake", "")
+    assert set(own_bed.calls()) == {"offers", "hello"}
 
 
 def test_lost_machines_are_told_rented_anew_and_given_back(own_bed: Bed) -> None:
