@@ -152,6 +152,10 @@ class Landlord:
         """Whether what was started on a cluster is known to be gone with it."""
         return self._gone.get(cluster) == serial or serial < self._well.get(cluster, serial)
 
+    def in_use(self, cluster: str, serial: int) -> bool:
+        """Whether this process has seen a cluster well, and it is not known to be gone."""
+        return self._well.get(cluster) == serial and not self.is_gone(cluster, serial)
+
     def suspect(self, cluster: str, serial: int) -> None:
         """Ask SkyPilot whether a cluster lives, in the background and not too often; `is_gone` has the answer later."""
         now = time.monotonic()

@@ -138,10 +138,14 @@ class SkyCluster:
     def nodes(self, run: str, count: int) -> list[Node]:
         """See `Cluster`. Until they are rented, nodes have names only."""
         cluster = words.cluster_name(run)
-        self._counts[cluster] = max(count, self._counts.get(cluster, 0))
         rent = self._landlord.rent(cluster)
         if rent and len(rent.nodes) >= count:
             return list(rent.nodes[:count])
+        if rent and self._landlord.in_use(cluster, rent.serial):  # a larger one would be launched in its place
+            raise ClusterError(
+                f"{cluster} has {len(rent.hosts)} machines, not {count}: it does not grow while it is used"
+            )
+        self._counts[cluster] = count
         return [self._unrented(run, name) for name in words.node_names(cluster, count)]
 
     def _unrented(self, run: str, name: str) -> Node:

@@ -165,6 +165,8 @@ def test_another_process_finds_what_runs(own_bed: Bed) -> None:
 def test_more_nodes_than_are_rented_are_rented_anew(own_bed: Bed) -> None:
     cluster = own_bed.open()
     ready(cluster, "run", 1)
+    with pytest.raises(ClusterError, match="has 1 machines, not 2: it does not grow in use"):
+        cluster.nodes("run", 2)  # as a supervisor that looks for another node
     again = own_bed.open()
     assert len(ready(again, "run", 2)) == 2
     assert program(again, again.nodes("run", 2)[1], "raise SystemExit(3)").wait(30) == 3
