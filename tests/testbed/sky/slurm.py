@@ -76,6 +76,7 @@ def slurm_bed(folder: Path, python: Path) -> Iterator[SlurmBed]:
         watchdog.cancel()
         env = {
             "HOME": str(folder / "home"),
+            "TMPDIR": str(folder / "tmp"),
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
             "SKYPILOT_API_SERVER_LOCAL_PORT": str(ports[4]),
         }
