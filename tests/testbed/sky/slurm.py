@@ -87,3 +87,5 @@ def slurm_bed(folder: Path, python: Path) -> Iterator[SlurmBed]:
         bed.wait(30)
         bed.stdin.close()
         bed.stdout.close()
+        with contextlib.suppress(OSError):  # SkyPilot's sockets of ssh
+            shutil.rmtree(f"/tmp/sky_ssh_{(folder / 'home/.sky/user_hash').read_text().strip()}")

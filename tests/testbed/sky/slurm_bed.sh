@@ -84,7 +84,7 @@ StrictModes no
 AuthorizedKeysFile .ssh/authorized_keys
 MaxStartups 100
 MaxSessions 100
-SetEnv SLURM_CONF=$D/slurm.conf PATH=$D/bin:/usr/sbin:/usr/bin:/sbin:/bin
+SetEnv SLURM_CONF=$D/slurm.conf TMPDIR=$D/tmp PATH=$D/bin:/usr/sbin:/usr/bin:/sbin:/bin
 Subsystem sftp internal-sftp
 E
 cat >"$home/.slurm/config" <<E
@@ -97,7 +97,7 @@ Host bed
 E
 
 # The daemons get none of the caller's environment: a node has its own.
-clean() { env -i PATH="$D/bin:/usr/sbin:/usr/bin:/sbin:/bin" HOME="$home" USER=root LANG=C.UTF-8 SLURM_CONF="$D/slurm.conf" "$@"; }
+clean() { env -i TMPDIR="$D/tmp" PATH="$D/bin:/usr/sbin:/usr/bin:/sbin:/bin" HOME="$home" USER=root LANG=C.UTF-8 SLURM_CONF="$D/slurm.conf" "$@"; }
 dd if=/dev/urandom of="$D/munge/key" bs=1 count=1024 status=none
 chmod 400 "$D/munge/key"
 clean munged -S "$D/run/munge.sock" --key-file="$D/munge/key" --pid-file="$D/run/munged.pid" \
