@@ -165,7 +165,7 @@ def test_another_process_finds_what_runs(own_bed: Bed) -> None:
 def test_more_nodes_than_are_rented_are_rented_anew(own_bed: Bed) -> None:
     cluster = own_bed.open()
     ready(cluster, "run", 1)
-    with pytest.raises(ClusterError, match="has 1 machines, not 2: it does not grow in use"):
+    with pytest.raises(ClusterError, match="has 1 machines, not 2: it does not grow"):
         cluster.nodes("run", 2)  # as a supervisor that looks for another node
     again = own_bed.open()
     assert len(ready(again, "run", 2)) == 2
