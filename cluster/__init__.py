@@ -172,6 +172,46 @@ class Inspectable(Protocol):
         """Look at each machine; one that does not answer is a report, no error."""
 
 
+class Offer(NamedTuple):
+    """Machines that could be rented: where, of which kind, how many, and what they cost together, in US dollars."""
+
+    where: str
+    machine: str
+    nodes: int
+    spot: bool
+    dollars_per_hour: float
+
+    def __str__(self) -> str:
+        kind = "spot" if self.spot else "on demand"
+        return f"{self.dollars_per_hour:.2f} $/h: {self.nodes} x {self.machine} ({kind}) in {self.where}"
+
+
+@runtime_checkable
+class Rented(Protocol):
+    """What a cluster may offer beside `Cluster`: machines rented for a run, once its first node is made ready."""
+
+    def offers(self, count: int) -> list[Offer]:
+        """Return what `count` nodes could be rented as, in the order in which it would be tried; rents nothing.
+
+        Raises:
+            ClusterError: nothing fits, or nobody can be asked.
+        """
+
+    def renew(self, node: Node) -> Node:
+        """Return a node as it is now: one that was lost is rented anew, maybe as another machine at another address.
+
+        Raises:
+            ClusterError: nothing is to be had.
+        """
+
+    def give_back(self, run: str) -> None:
+        """End the rent of a run's machines; no error if there is none.
+
+        Raises:
+            ClusterError: they may still be rented.
+        """
+
+
 def equal_share(machine: Hardware, index: int, sharers: int) -> Hardware:
     """Return what node `index` of `sharers` nodes on one machine may use of it."""
     gpus = len(machine.gpus) // sharers

@@ -239,9 +239,8 @@ class SlurmCluster:
             self._known = list(words.parse_nodes(shown).items())
         return self._known
 
-    def rendezvous_node(self, run: str) -> Node:
-        """Return where a run's agents meet."""
-        return self.nodes(run, 1)[0]
+    def rendezvous_node(self, run: str) -> None:
+        """Return None: agents meet on one of the job's own nodes."""
 
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
         """Return the CPUs that Slurm gave on each node. It names the GPUs itself, to every step."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cluster import Cluster, ClusterError, Command, Hardware, Node, Process
+from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile
 from launcher import engine
@@ -62,6 +62,18 @@ class Fleet:
         return next((s for s in self.seats if s.node.name == name), None)
 
     # -- beginning ------------------------------------------------------------------------------------------------
+
+    def renew(self) -> list[Node]:
+        """Have lost machines again, where they are rented; returns the nodes that may be others now.
+
+        Raises:
+            ClusterError: nothing is to be had.
+        """
+        if not isinstance(self._cluster, Rented):
+            return []
+        for seat in self.seats:
+            seat.node = self._cluster.renew(seat.node)
+        return self.nodes
 
     def meet(self, port: int | None) -> None:
         """Start the rendezvous store where agents meet: on the first node that can have it, or one for it alone.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster import Cluster, Node
+from cluster import Cluster, ClusterError, Node, Rented
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
@@ -101,14 +101,24 @@ def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: Wor
 
 def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:
     """Supervise a run on a named cluster until it ends, showing what happens; returns the exit code."""
-    display = make_display()
+    display, found = make_display(), find_cluster(cluster, Path(run.cwd))
     try:
-        supervisor = Supervisor(run, runs, cluster, find_cluster(cluster, Path(run.cwd)), world, display, port)
-        outcome = supervisor.supervise()
+        outcome = Supervisor(run, runs, cluster, found, world, display, port).supervise()
     finally:
         display.close()
     conclude(runs, outcome)
+    if outcome.state in ("finished", "failed"):  # who has stopped a run may go on with it soon
+        give_back(run.name, found)
     return outcome.exit_code
+
+
+def give_back(run: str, cluster: Cluster) -> None:
+    """End the rent of a run's machines, if they are rented; should that fail, they end when they are idle."""
+    if isinstance(cluster, Rented):
+        try:
+            cluster.give_back(run)
+        except ClusterError as error:
+            say(f"{run}: its machines may still be rented: {error}")
 
 
 def conclude(runs: RunStore, outcome: Outcome) -> None:

@@ -65,6 +65,20 @@ def queue_of(job: Job, run: RunFile) -> Queue:
     return queue
 
 
+def check_world(world: World) -> None:
+    """Refuse a world that no one job has.
+
+    Raises:
+        UserError
+    """
+    if world.started != world.nodes:
+        spares = f" --spares {world.spares}" if world.spares else ""
+        raise UserError(
+            f"--nodes {world.span}{spares}: a queued job has a fixed number of nodes; ask for one number, as"
+            f" --nodes {world.nodes}"
+        )
+
+
 def request(runs: RunStore, world: World) -> Request:
     """Return the job that carries a run's supervisor. Pure."""
     return Request(runs.run, world.nodes, world.gpus, ("-m", "launcher.job", runs.store.url, runs.run))

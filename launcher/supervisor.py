@@ -136,6 +136,7 @@ class Supervisor:
         """
         fleet = self._fleet
         fleet.seats = [Seat(node) for node in replacing.choose(self._site)]
+        fleet.renew()
         if self._cluster.lasting:
             clear(self._cluster, self._run.name, fleet.nodes)
         self._beat()  # with the nodes' folders, for those who watch
@@ -255,6 +256,11 @@ class Supervisor:
         now = self._clock.now()
         due = [s for s in self._fleet.seats if s.agent is None and s.due is not None and s.due <= now]
         if not due:
+            return
+        if not self._fleet.meeting() and (error := replacing.renew(self._fleet, self._feed)):
+            for seat in due:
+                seat.due = None
+            self._incidents.add(now, Sign("capacity", str(error), self._clock.time()))
             return
         try:
             if not self._fleet.meeting():

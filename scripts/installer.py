@@ -32,6 +32,7 @@ PIP_TO_UV = {
     "trusted-host": ("UV_INSECURE_HOST",),
     "cert": ("SSL_CERT_FILE",),
 }
+APART = frozenset({"sky"})  # extras for environments of their own: see scripts/install_sky
 SOURCES = (
     "UV_DEFAULT_INDEX",
     "UV_INDEX_URL",
@@ -242,6 +243,7 @@ def make_ready(arguments: argparse.Namespace, env: Mapping[str, str], known: set
 def main(argv: Sequence[str]) -> int:
     """Entry point; the exit code is 0 only when everything asked for is installed."""
     extras, groups = declared((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras -= APART
     arguments = parse_arguments(argv, extras, groups)
     try:
         make_ready(arguments, os.environ, extras | groups)

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from installer import package_sources
+from installer import APART, declared, package_sources
 from steps import ROOT, InstallError, run
 from uv_binary import get_uv
 
@@ -42,12 +42,15 @@ def inputs(pyproject: str, chosen: Iterable[str]) -> str:
     return "\n".join([*build, "uv", *chosen]) + "\n"
 
 
-def compile_command(uv: str, groups: Iterable[str], requirements: Path, output: Path) -> list[str]:
+def compile_command(
+    uv: str, extras: Iterable[str], groups: Iterable[str], requirements: Path, output: Path
+) -> list[str]:
     """The uv call that resolves everything; `fewest` gives one version a package, not one a Python."""
-    words = [word for group in groups for word in ("--group", group)]
+    words = [word for extra in extras for word in ("--extra", extra)]
+    words += [word for group in groups for word in ("--group", group)]
     options = ["--universal", "--python-version", PYTHON_OLDEST, "--fork-strategy", "fewest", "--no-header"]
     files = ["pyproject.toml", str(requirements), "--output-file", str(output)]
-    return [uv, "pip", "compile", "--quiet", *files, "--all-extras", *words, *options]
+    return [uv, "pip", "compile", "--quiet", *files, *words, *options]
 
 
 def lock(options: Sequence[str], constraints: Path) -> None:
@@ -60,8 +63,9 @@ def lock(options: Sequence[str], constraints: Path) -> None:
     (ROOT / requirements).write_text(inputs(pyproject, CHOSEN), "utf-8")
     (ROOT / output).write_bytes(constraints.read_bytes())
     uv = get_uv(ROOT / ".venv", env, constraints)
-    groups = sorted(tomllib.loads(pyproject)["dependency-groups"])
-    run([*compile_command(uv, groups, requirements, output), *options], env)
+    extras, groups = declared(pyproject)
+    words = compile_command(uv, sorted(extras - APART), sorted(groups), requirements, output)
+    run([*words, *options], env)
     constraints.write_text(tidy((ROOT / output).read_text("utf-8")), "utf-8")
 
 

@@ -44,6 +44,8 @@ def call(args: argparse.Namespace) -> int:
     world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster, queue = find_cluster(cluster_name, Path(run.cwd)), find_queue(cluster_name, Path(run.cwd))
+    if queue:
+        queued.check_world(world)
     asked = limits.asked(args)
     limits.check_priced(asked, prices_on(cluster_name, cluster))
     foreground.check_store(runs.store, cluster_name, cluster)

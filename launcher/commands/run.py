@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from cluster import Cluster, Command, Node
+from cluster import Cluster, Command, Node, Rented
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
@@ -30,6 +30,8 @@ def call(args: argparse.Namespace) -> int:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
     cluster, queue = find_cluster(cluster_name, Path.cwd()), find_queue(cluster_name, Path.cwd())
+    if queue:
+        queued.check_world(world)
     limits.check_priced(asked, prices_on(cluster_name, cluster))
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
     notes += foreground.check_start(run, cluster, world, args.port)
@@ -70,6 +72,7 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step",
+        *([f"offer      {offer}" for offer in cluster.offers(len(nodes))] if isinstance(cluster, Rented) else []),
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)

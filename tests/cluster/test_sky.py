@@ -1,0 +1,213 @@
+"""The sky backend, on a SkyPilot whose machines are folders of this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import ClusterError, Command, Node, Rented, Unreachable, open_cluster
+from cluster._sky_rent import Landlord
+from cluster._sky_task import parse_settings
+from cluster._ssh_link import close_links
+from cluster.sky import SkyCluster
+from tests.contracts.cluster import ClusterContract
+from tests.testbed.runs import wait_for
+from tests.testbed.sky import fake_driver
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or fake_driver.SSHD is None, reason="needs Linux and OpenSSH's server"
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Bed:
+    """A fake SkyPilot, and clusters on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "sky"
+        self.work = folder / "work"
+        self.settings = {
+            "skypilot": str(fake_driver.make(self.folder)),
+            "resources": {"infra": "fake", "use_spot": True},
+            "shared": True,
+        }
+        Path("/run/sshd").mkdir(exist_ok=True)
+
+    def open(self, **more: Any) -> SkyCluster:
+        found = open_cluster("sky", {**self.settings, **more}, ROOT, self.work)
+        assert isinstance(found, SkyCluster)
+        return found
+
+    def lose(self, cluster: SkyCluster, run: str) -> None:
+        fake_driver.end(self.folder / cluster.nodes(run, 1)[0].name)
+
+    def calls(self) -> list[str]:
+        lines = (self.folder / "calls").read_text().splitlines()
+        return [json.loads(line)["do"] for line in lines]
+
+    def end(self) -> None:
+        close_links()
+        for machines in self.folder.glob("fgl-*/"):
+            fake_driver.end(machines)
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    bed = Bed(tmp_path_factory.mktemp("bed"))
+    yield bed
+    bed.end()
+
+
+@pytest.fixture
+def own_bed(tmp_path: Path) -> Iterator[Bed]:
+    bed = Bed(tmp_path)
+    yield bed
+    bed.end()
+
+
+class TestSky(ClusterContract):
+    @pytest.fixture
+    def cluster(self, bed: Bed) -> Iterator[SkyCluster]:
+        yield bed.open()
+        for work in bed.folder.glob("fgl-*/home*/.local"):  # each test begins afresh, on machines that are rented once
+            shutil.rmtree(work)
+
+
+def ready(cluster: SkyCluster, run: str, count: int) -> list[Node]:
+    for node in cluster.nodes(run, count):
+        cluster.make_ready(node)
+    return cluster.nodes(run, count)
+
+
+def program(cluster: SkyCluster, node: Node, source: str) -> Any:
+    return cluster.start(node, Command("program", (node.python, "-c", source), {}))
+
+
+def test_nothing_is_rented_before_a_node_is_made_ready(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    assert isinstance(cluster, Rented)
+    cluster.nodes("run", 2)
+    cluster.hardware(cluster.nodes("run", 2))
+    assert not (own_bed.folder / "calls").exists()
+    offers = cluster.offers(2)
+    assert [(o.where, o.nodes, o.spot, o.dollars_per_hour) for o in offers] == [
+        ("Fake/here", 2, True, 3.0),
+        ("Fake/there", 2, True, 5.0),
+    ]
+    assert cluster.prices() == (1.5, 4.0)
+    [report] = cluster.inspect()
+    assert (report.node, report.python, report.problem) == ("Fake/here", "SkyPilot fake", "")
+    assert set(own_bed.calls()) == {"offers", "hello"}
+
+
+def test_lost_machines_are_told_rented_anew_and_given_back(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    nodes = ready(cluster, "run", 2)
+    sleepers = [program(cluster, node, "import time; time.sleep(600)") for node in nodes]
+    other = program(cluster, ready(cluster, "other", 1)[0], "import time; time.sleep(600)")
+    assert [s.poll() for s in sleepers] == [None, None]
+    own_bed.lose(cluster, "run")
+    wait_for(lambda: all(s.poll() is not None for s in sleepers), "the loss is noticed", 60)
+    assert other.poll() is None
+    with pytest.raises(Unreachable, match="not rented"):
+        program(cluster, nodes[0], "pass")
+    for sleeper in sleepers:  # what a supervisor does with what has died
+        sleeper.terminate()
+        sleeper.kill()
+    nodes = [cluster.renew(node) for node in nodes]
+    assert program(cluster, nodes[1], "raise SystemExit(3)").wait(30) == 3
+    assert [s.poll() for s in sleepers] == [-9, -9]
+    assert own_bed.calls().count("launch") == 3
+    cluster.give_back("run")
+    assert [f.name for f in own_bed.folder.glob("fgl-*/")] == [cluster.nodes("other", 1)[0].name]
+    assert cluster.nodes("run", 2) != nodes
+    cluster.give_back("run")  # no error
+
+
+def test_job_that_died_is_started_again_on_the_same_machines(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    [node] = ready(cluster, "run", 1)
+    file = Path(node.folder) / "kept"
+    file.touch()
+    [job] = json.loads((own_bed.folder / f"{node.name}.jobs").read_text())
+    close_links()
+    os.kill(job, 9)
+    again = own_bed.open()  # as another process, which knows the record only
+    again.make_ready(again.nodes("run", 1)[0])
+    assert program(again, node, "raise SystemExit(3)").wait(30) == 3
+    assert file.exists()
+    assert (own_bed.calls().count("launch"), own_bed.calls().count("run_job")) == (1, 1)
+
+
+def test_another_process_finds_what_runs(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    [node] = ready(cluster, "run", 1)
+    sleeper = program(cluster, node, "import time; time.sleep(600)")
+    other = own_bed.open()
+    found = other.find(other.nodes("run", 1)[0], "program")
+    assert found is not None
+    assert found.pid == sleeper.pid
+    only_folder = Node(node.folder, "", node.folder, "", "")  # all that a run's record has
+    assert other.read(only_folder, "program.log", 0) == b""
+    found.kill()
+    wait_for(lambda: sleeper.poll() is not None, "it ends", 30)
+    assert other.find(node, "program") is None
+
+
+def test_more_nodes_than_are_rented_are_rented_anew(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    ready(cluster, "run", 1)
+    with pytest.raises(ClusterError, match="has 1 machines, not 2: it does not grow"):
+        cluster.nodes("run", 2)  # as a supervisor that looks for another node
+    again = own_bed.open()
+    assert len(ready(again, "run", 2)) == 2
+    assert program(again, again.nodes("run", 2)[1], "raise SystemExit(3)").wait(30) == 3
+
+
+def test_machines_of_their_own_get_a_copy_of_the_project(own_bed: Bed, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "notes").write_text("as it is here")
+    settings = {**own_bed.settings, "shared": False, "python": sys.executable}
+    cluster = open_cluster("sky", settings, project, own_bed.work)
+    assert isinstance(cluster, SkyCluster)
+    [node] = ready(cluster, "run", 1)
+    assert node.project != str(project)
+    assert program(cluster, node, "print(open('notes').read())").wait(30) == 0
+    assert cluster.read(node, "program.log", 0) == b"as it is here\n"
+
+
+def test_machines_that_are_not_to_be_had_are_one_line(own_bed: Bed) -> None:
+    (own_bed.folder / "full").touch()
+    cluster = own_bed.open()
+    with pytest.raises(ClusterError, match="^SkyPilot: no machines anywhere$"):
+        cluster.make_ready(cluster.nodes("run", 1)[0])
+    (own_bed.folder / "full").unlink()
+    cluster.make_ready(cluster.nodes("run", 1)[0])
+
+
+def test_job_that_does_not_start_is_told_with_its_last_words(own_bed: Bed) -> None:
+    settings = parse_settings(own_bed.settings)
+    cluster = SkyCluster(settings, ROOT, Broken(settings, own_bed.work), start_s=0.5)
+    with pytest.raises(ClusterError, match="job said: no disk$"):
+        cluster.make_ready(cluster.nodes("run", 1)[0])
+
+
+class Broken(Landlord):
+    """Has jobs that end at once."""
+
+    def task(self, cluster: str, count: int) -> dict[str, Any]:
+        return {**super().task(cluster, count), "run": "echo no disk; exit 1"}
+
+
+def test_missing_skypilot_says_how_to_install_it(own_bed: Bed, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"no /no/sky/bin/python: .*uv venv .*/no/sky &&.*skypilot\[aws\]==0\.14"):
+        own_bed.open(skypilot="/no/sky/bin/python").offers(1)
