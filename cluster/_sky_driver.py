@@ -25,7 +25,7 @@ from sky.jobs.client import sdk as jobs_sdk
 from sky.optimizer import Optimizer
 from sky.server import common as server_common
 
-_MOST_OFFERS = 12
+_MOST_OFFERS = 8
 _COLOURS = r"\x1b\[[\d;]*m"
 _GONE = (exceptions.ClusterDoesNotExist, exceptions.ClusterNotUpError)
 

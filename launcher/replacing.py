@@ -10,7 +10,8 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
 from launcher.clock import Clock
-from launcher.fleet import Seat, all_ready, devices_of, meeting_places, seat_count
+from launcher.feed import Feed
+from launcher.fleet import Fleet, Seat, all_ready, devices_of, meeting_places, seat_count
 from launcher.supervision import Check
 
 
@@ -37,6 +38,16 @@ def choose(site: Site) -> list[Node]:
     nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
     all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])])
     return nodes
+
+
+def renew(fleet: Fleet, feed: Feed) -> ClusterError | None:
+    """Have rented machines again that were lost; returns why not, if none are to be had just now."""
+    try:
+        for node in fleet.renew():
+            feed.skip(node)
+    except ClusterError as error:
+        return error
+    return None
 
 
 def spare(site: Site, taken: Sequence[Node]) -> Node | None:

@@ -250,10 +250,13 @@ class Supervisor:
         due = [s for s in self._fleet.seats if s.agent is None and s.due is not None and s.due <= now]
         if not due:
             return
+        if not self._fleet.meeting() and (error := replacing.renew(self._fleet, self._feed)):
+            for seat in due:
+                seat.due = None
+            self._incidents.add(now, Sign("capacity", str(error), self._clock.time()))
+            return
         try:
             if not self._fleet.meeting():
-                for node in self._fleet.renew():
-                    self._feed.skip(node)
                 self._fleet.meet(self._port)
         except ClusterError as error:
             self._cannot_start(due[0], error)
