@@ -56,7 +56,7 @@ class Link:
         self._answers: dict[int, tuple[dict[str, Any], bytes]] = {}
         self._awaited: set[int] = set()
         self._late: int | None = None  # a request that was not answered soon; no `glance` is made until it is
-        self._heard = time.monotonic()
+        self._heard = self._down_since = time.monotonic()
         self._thread: threading.Thread | None = None
 
     # -- asking ---------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class Link:
         patience_s: float = PATIENCE_S,
         **arguments: Any,
     ) -> Answer:
-        """Have an action of `cluster._host` done, waiting up to `patience_s` for a connection.
+        """Have an action of `cluster._host` done; a connection is waited for up to `patience_s` after the last one.
 
         Raises:
             Unreachable: no connection, or no answer in time; it may or may not have been done.
@@ -111,10 +111,14 @@ class Link:
             return quiet if waiting or (self._thread is not None and not self._up) else 0.0
 
     def _await_up(self, patience_s: float) -> None:
-        """Wait for a connection; the first try's complaint is final, a later one's only if it will not pass."""
+        """Wait for a connection; the first try's complaint is final, a later one's only if it will not pass.
+
+        The time since there was one counts: a host that has long been away costs its callers little.
+        """
         first = self._tries == 0 and not self._up
+        left_s = max(_SOON_S, patience_s - (time.monotonic() - self._down_since))
         self._changed.wait_for(
-            lambda: self._up or self._closed or self._hopeless() or (first and self._tries > 0), patience_s
+            lambda: self._up or self._closed or self._hopeless() or (first and self._tries > 0), left_s
         )
         if self._up:
             return
@@ -152,7 +156,7 @@ class Link:
     def _open(self) -> None:
         with self._changed:
             if self._thread is None and not self._closed:
-                self._heard = time.monotonic()
+                self._heard = self._down_since = time.monotonic()
                 self._thread = threading.Thread(target=self._serve, name=f"ssh {self.target.host}", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)
@@ -224,6 +228,8 @@ class Link:
 
     def _ended(self, complaint: Complaint) -> None:
         with self._changed:
+            if self._up:
+                self._down_since = time.monotonic()
             self._up, self._ssh = False, None
             self._tries += 1
             self._complaint = complaint

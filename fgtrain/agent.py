@@ -1,43 +1,51 @@
-"""One node's agent: torchrun, with a lifeline to whoever started it.
+"""One node's agent: torchrun's, with a lifeline to whoever started it.
 
     python -m fgtrain.agent <torchrun arguments> -m fgtrain.worker STORE RUN FOLDER
 
 Without the supervisor, the agent is asked to stop, and its workers with it; without the agent, its workers are killed.
 Beside it runs an attendant (`fgtrain.attendant`). When its node was told to leave, it does (`fgtrain.departure`).
+Exit status 76: there is no store to meet in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
 
-from fgtrain.departure import EXIT_LEFT, Departure, attended, node_name, obey
+from fgtrain import warm
+from fgtrain.departure import Departure, attended, node_name
 from fgtrain.errors import UserError
 from fgtrain.lifeline import die_with_parent
 
 
 def main() -> int:
-    """Run torchrun on this process's arguments; returns the exit code."""
+    """Run an agent on this process's arguments; returns the exit code."""
     starter = os.environ.get("FGLAUNCH_STARTER_PID")
     die_with_parent(signal.SIGTERM, parent=int(starter) if starter else None)
+    again = os.environ.get("FGLAUNCH_AGENT_PID") == str(os.getpid())  # see `elastic`: the same life of the node
     os.environ["FGLAUNCH_AGENT_PID"] = str(os.getpid())
+    _reap()
     store, run, folder = sys.argv[-3:]
     try:
-        departure = Departure(Path(folder), node_name(folder))
+        departure = Departure(Path(folder), node_name(folder), again=again)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         return 2
+    warm.keep([store, run, folder])  # it imports torch while this process does
     with attended(store, run, folder, node_name(folder)):
-        from torch.distributed.run import main as torchrun
+        from fgtrain.elastic import run as work
 
-        asked_to_go = obey(departure)
-        try:
-            torchrun()
-        except asked_to_go:
-            return EXIT_LEFT
-    return 0
+        return work(sys.argv[1:], departure)
+
+
+def _reap() -> None:
+    """Bury what an agent that this process was before has left (see `elastic`)."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fgtrain import notices
+from fgtrain.departure import ENDED
 from fgtrain.errors import FglaunchError
 from fgtrain.logshipping import Shipper
 from fgtrain.notice import Flag, Notice, NoticeRecord, leave_at, spell
@@ -116,13 +117,13 @@ def main() -> None:
     runs = RunStore(open_store(args.store), args.run)
     shipper = Shipper(runs, args.folder, args.node, start_ms=int(time.time() * 1000))
     herald = Herald(runs, args.folder, args.node)
-    told: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[Notice | bool] = queue.SimpleQueue()
     sources = _sources(args.node)
     for watch in (w for s in sources for w in s.watches):
         threading.Thread(target=listen, args=(watch, told.put, time.sleep), daemon=True).start()
     threading.Thread(target=_wait_for_the_end, args=(told,), daemon=True).start()
-    _attend(shipper, herald, told)
-    _see_off(shipper, herald, sources)
+    ended = _attend(shipper, herald, told)
+    _see_off(shipper, herald, sources if ended else [])
     os._exit(0)  # threads may hang in a request
 
 
@@ -134,19 +135,21 @@ def _sources(node: str) -> list[Source]:
         return []
 
 
-def _wait_for_the_end(told: queue.SimpleQueue[Notice | None]) -> None:
-    """Standard input is a pipe whose other end the agent holds: it closes when the agent does, or is killed."""
-    sys.stdin.buffer.read()
-    told.put(None)
+def _wait_for_the_end(told: queue.SimpleQueue[Notice | bool]) -> None:
+    """Standard input is a pipe whose other end the agent holds: it closes when the agent ends, or begins anew."""
+    agent = os.getppid()
+    last_word = sys.stdin.buffer.read()
+    told.put(last_word == ENDED or os.getppid() != agent)
 
 
-def _attend(shipper: Shipper, herald: Herald, told: queue.SimpleQueue[Notice | None]) -> None:
+def _attend(shipper: Shipper, herald: Herald, told: queue.SimpleQueue[Notice | bool]) -> bool:
+    """Work until the agent is gone; tells whether it ended, or only begins anew in place."""
     said = ""
     while True:
         try:
             notice = told.get(timeout=_TICK_S)
-            if notice is None:
-                return
+            if isinstance(notice, bool):
+                return notice
             herald.hear(notice)
         except queue.Empty:
             pass
@@ -160,7 +163,7 @@ def _attend(shipper: Shipper, herald: Herald, told: queue.SimpleQueue[Notice | N
 
 
 def _see_off(shipper: Shipper, herald: Herald, sources: list[Source]) -> None:
-    """The agent is gone: what its signals meant, the last lines, and word to the cloud that the node may go."""
+    """The agent is gone: what its signals meant, the last lines, and word to those `sources` that the node may go."""
     threading.Timer(LINGER_S, os._exit, (1,)).start()
     leaving = herald.leaving
     herald.tick()

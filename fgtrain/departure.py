@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from fgtrain import notices
 from fgtrain.notice import Flag
@@ -24,20 +23,24 @@ try elsewhere goes on from there. Source: sysexits.h, EX_TEMPFAIL."""
 NODE = "FGLAUNCH_NODE"
 """In an agent's environment: its node's name in the run."""
 
+ENDED = b"."
+"""What an agent tells its attendant when it ends; the pipe also closes where it is killed, or begins anew in place."""
+
 _ATTENDANT_END_S = 12.0
 
 
 class Departure:
     """What a node's agent knows of its end, and how it passes signals on."""
 
-    def __init__(self, folder: Path, node: str) -> None:
-        """Begin a new life: what earlier ones were told is void.
+    def __init__(self, folder: Path, node: str, *, again: bool = False) -> None:
+        """Begin a new life, in which what earlier ones were told is void; or the same one `again`.
 
         Raises:
             UserError: $FGLAUNCH_NOTICES makes no sense.
         """
         self.flag = Flag(folder)
-        self.flag.lower()
+        if not again:
+            self.flag.lower()
         self._sources: list[Source] = notices.find(notices.this_machine(node))
         signal.signal(signal.SIGUSR1, self._take)
 
@@ -62,37 +65,13 @@ def attended(store: str, run: str, folder: str, node: str) -> Iterator[None]:
             yield
         finally:
             assert attendant.stdin is not None
-            attendant.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                attendant.stdin.write(ENDED)
+                attendant.stdin.close()
             try:
                 attendant.wait(_ATTENDANT_END_S)
             except subprocess.TimeoutExpired:
                 attendant.kill()
-
-
-def obey(departure: Departure) -> type[BaseException]:
-    """Have torchrun's agent leave when its node does; returns what it then raises.
-
-    torchrun offers no hook for that: the class that it makes its agent of is replaced by one that has.
-    """
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.launcher import api
-
-    class LeavingAgent(LocalElasticAgent):
-        """Asks, before it starts workers again, whether its node is to leave."""
-
-        def _restart_workers(self, worker_group: Any) -> None:
-            if departure.flag.leaves:  # this exception alone leaves the rendezvous open for the others
-                raise SignalException("the node was told to leave", signal.SIGTERM)
-            super()._restart_workers(worker_group)
-
-        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-            if isinstance(error := sys.exception(), SignalException) and not departure.flag.leaves:
-                departure.signalled(error.sigval)
-            super()._shutdown(death_sig, timeout)
-
-    api.LocalElasticAgent = LeavingAgent  # type: ignore[attr-defined]
-    return SignalException
 
 
 def node_name(folder: str) -> str:

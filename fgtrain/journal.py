@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fgtrain.phases import Phases
 from fgtrain.place import Place
 from fgtrain.snapshot.staged import Lines
 from fgtrain.step import StepReport
@@ -52,6 +53,13 @@ class Journal:
         if now - self._last_event >= _EVENT_PERIOD_S:
             self._last_event = now
             self.event("step", **row, images_per_s=round(self._images_per_s, 2))
+
+    def phases(self, attempt: int, phases: Phases) -> None:
+        """Say, after an attempt's first step, where the time went since the end of the last."""
+        if not phases.done:
+            phases.done = True
+            phases.end("step")
+            self.event("phases", attempt=attempt, why=phases.why, seconds=phases.rounded())
 
     def evaluation(self, step: int, epoch: float, result: dict[str, float]) -> None:
         """Record an evaluation after `step` steps."""

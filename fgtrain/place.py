@@ -10,6 +10,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from fgtrain.phases import ROUND
 
 T = TypeVar("T")
 
@@ -31,7 +34,7 @@ class Place:
 
 
 def join(timeout_s: float) -> Place:
-    """Join the process group that torchrun's environment describes; a lone process needs no environment.
+    """Join the process group that the agent's environment describes; a lone process needs no environment.
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. A collective that takes longer than `timeout_s` fails.
     """
@@ -43,8 +46,23 @@ def join(timeout_s: float) -> Place:
         torch.cuda.set_device(device)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        store = _store(timeout)
+        if store is None:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return Place(rank, size, local_rank, device, int(os.environ.get("GROUP_RANK", "0")))
+
+
+def _store(timeout: timedelta) -> Store | None:
+    """Return where the workers of this round meet: the agents' store, under the round's name; None without agent."""
+    round_ = os.environ.get(ROUND)
+    if round_ is None:
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    return PrefixStore(f"workers/{round_}", store)
 
 
 def leave() -> None:

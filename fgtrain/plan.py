@@ -12,20 +12,81 @@ import math
 
 import msgspec
 
-from fgtrain.errors import RecipeError
+from fgtrain.errors import RecipeError, UserError
 from fgtrain.recipe import Constant, Cosine, Recipe, Step
+
+DETECT_S = 3.0
+"""How long an agent may be silent on a network of its own before it counts as lost."""
+
+MIN_DETECT_S = 0.5
 
 
 class World(msgspec.Struct, frozen=True):
-    """`nodes` machines with `gpus` processes each (one a GPU; CPU processes where there is none)."""
+    """`nodes` machines with `gpus` processes each (one a GPU; CPU processes where there is none).
+
+    With `max_nodes` the world may have any number of nodes from `nodes` to `max_nodes`. `spares` more agents are
+    started and wait to step in. A node that is silent for `detect_s` seconds counts as lost.
+    """
 
     nodes: int
     gpus: int
+    max_nodes: int | None = None
+    spares: int = 0
+    detect_s: float = DETECT_S
+
+    @property
+    def most(self) -> int:
+        """The largest number of nodes that take part at a time."""
+        return self.nodes if self.max_nodes is None else self.max_nodes
+
+    @property
+    def started(self) -> int:
+        """Number of nodes that agents are started on."""
+        return self.most + self.spares
 
     @property
     def size(self) -> int:
-        """Number of ranks."""
-        return self.nodes * self.gpus
+        """Number of ranks, when all nodes are there."""
+        return self.most * self.gpus
+
+    @property
+    def span(self) -> str:
+        """The nodes as `--nodes` takes them: N or MIN:MAX."""
+        return str(self.nodes) if self.max_nodes is None else f"{self.nodes}:{self.max_nodes}"
+
+
+def parse_nodes(text: str) -> tuple[int, int | None]:
+    """Read `--nodes N` or `--nodes MIN:MAX`; returns the fewest, and the most if they may differ.
+
+    Raises:
+        UserError: it is neither.
+    """
+    least, colon, most = text.partition(":")
+    try:
+        nodes = int(least), int(most) if colon else None
+    except ValueError:
+        raise UserError(f"--nodes {text}: a number of nodes (2), or the fewest and the most (2:8)") from None
+    if nodes[1] is not None and nodes[1] < nodes[0]:
+        raise UserError(f"--nodes {text}: the fewest come first: --nodes {nodes[1]}:{nodes[0]}")
+    return nodes
+
+
+def chosen_world(
+    world: World, nodes: str | None, gpus: int | None, spares: int | None, detect_s: float | None
+) -> World:
+    """Return a world with what was said otherwise on the command line.
+
+    Raises:
+        UserError: `nodes` makes no sense; the rest is looked at by `check_world`.
+    """
+    least, most = (world.nodes, world.max_nodes) if nodes is None else parse_nodes(nodes)
+    return World(
+        least,
+        world.gpus if gpus is None else gpus,
+        most,
+        world.spares if spares is None else spares,
+        world.detect_s if detect_s is None else detect_s,
+    )
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,10 +158,14 @@ def check_world(plan: Plan, world: World) -> None:
     """Refuse a world that cannot share the global batch.
 
     Raises:
-        RecipeError: fewer micro-batches than ranks, or no ranks at all.
+        RecipeError: fewer micro-batches than ranks, no ranks at all, or another number out of range.
     """
     if world.nodes < 1 or world.gpus < 1:
-        raise RecipeError(f"--nodes {world.nodes} --gpus {world.gpus}: both must be 1 or more")
+        raise RecipeError(f"--nodes {world.span} --gpus {world.gpus}: both must be 1 or more")
+    if world.spares < 0:
+        raise RecipeError(f"--spares {world.spares}: must be 0 or more")
+    if not world.detect_s >= MIN_DETECT_S:
+        raise RecipeError(f"--detect {world.detect_s:g}: must be {MIN_DETECT_S:g} seconds or more")
     if world.size > plan.micro_batches:
         fits = (
             max(d for d in range(1, plan.total // world.size + 1) if plan.total % d == 0)

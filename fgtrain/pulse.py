@@ -18,13 +18,13 @@ from typing import NamedTuple
 FILE = "pulse"
 TICK_S = 1.0
 _SLOT = 128
-_BODY = struct.Struct("<4sHxxIIQQd16s")  # magic, phase, rank, attempt, pid, step, work_s, born
+_BODY = struct.Struct("<4sHxxIIQQQd16s")  # magic, phase, rank, attempt, pid, first, step, work_s, born
 _CRC = struct.Struct("<I")  # of the body: it is written in one go, but not in one instant
 _TICKS = struct.Struct("<Q")
 _AT_CRC = _BODY.size
 _AT_TICKS = 96  # each of its own writer, so that no lock is needed: these bytes are the thread's
 _AT_STAGE = 120
-_MAGIC = b"fgp2"
+_MAGIC = b"fgp3"
 
 
 class Phase(IntEnum):
@@ -48,7 +48,9 @@ class Stage(IntEnum):
 
 
 class Beat(NamedTuple):
-    """One slot. `step` is the one being taken, from 0; `work_s` its work before the exchange, as of a micro-batch.
+    """One slot. `step` is the one being taken, from 0, and `first` the attempt's first.
+
+    `work_s` is a step's work before the exchange, as of a micro-batch.
 
     `born` tells the process from a later one with its number.
     """
@@ -63,13 +65,15 @@ class Beat(NamedTuple):
     ticks: int
     work_s: float
     born: str
+    first: int = 0
 
 
 def encode(beat: Beat) -> bytes:
     """Return a slot's bytes."""
     slot = bytearray(_SLOT)
     body = _BODY.pack(
-        *(_MAGIC, beat.phase, beat.rank, beat.attempt, beat.pid, beat.step, beat.work_s), beat.born.encode()[:16]
+        *(_MAGIC, beat.phase, beat.rank, beat.attempt, beat.pid, beat.first, beat.step, beat.work_s),
+        beat.born.encode()[:16],
     )
     slot[: _BODY.size] = body
     _CRC.pack_into(slot, _AT_CRC, zlib.crc32(body))
@@ -87,10 +91,10 @@ def _decode_slot(slot: int, data: bytes) -> Beat | None:
     body = data[: _BODY.size]
     if not body.startswith(_MAGIC) or _CRC.unpack_from(data, _AT_CRC)[0] != zlib.crc32(body):
         return None
-    _, phase, rank, attempt, pid, step, work_s, born = _BODY.unpack(body)
+    _, phase, rank, attempt, pid, first, step, work_s, born = _BODY.unpack(body)
     ticks, stage = _TICKS.unpack_from(data, _AT_TICKS)[0], Stage(data[_AT_STAGE])
     text = born.rstrip(b"\0").decode()
-    return Beat(slot, Phase(phase), stage, rank, attempt, pid, step, ticks, work_s, text)
+    return Beat(slot, Phase(phase), stage, rank, attempt, pid, step, ticks, work_s, text, first)
 
 
 def birth(pid: int) -> str:
@@ -106,7 +110,7 @@ class Pulse:
 
     def __init__(self, folder: Path | None = None, slot: int = 0, rank: int = 0) -> None:
         """Open slot `slot` (the local rank) of a node's file."""
-        self._rank, self._attempt, self._step, self._work_s = rank, 0, 0, 0.0
+        self._rank, self._attempt, self._first, self._step, self._work_s = rank, 0, 0, 0, 0.0
         self._phase = Phase.START
         self._pid, self._born = os.getpid(), birth(os.getpid()).encode()
         self._start = slot * _SLOT
@@ -122,9 +126,9 @@ class Pulse:
         """The step being taken, None outside of steps."""
         return self._step if self._phase is Phase.STEP else None
 
-    def begun(self, attempt: int) -> None:
-        """This rank is part of an attempt."""
-        self._attempt = attempt
+    def begun(self, attempt: int, step: int) -> None:
+        """This rank is part of an attempt, which begins at a step."""
+        self._attempt, self._first = attempt, step
         self._write()
 
     def phase(self, phase: Phase) -> None:
@@ -150,7 +154,8 @@ class Pulse:
         if self._memory is None:
             return
         body = _BODY.pack(
-            *(_MAGIC, self._phase, self._rank, self._attempt, self._pid, self._step, self._work_s, self._born)
+            *(_MAGIC, self._phase, self._rank, self._attempt, self._pid),
+            *(self._first, self._step, self._work_s, self._born),
         )
         self._memory[self._start : self._start + _AT_CRC + 4] = body + _CRC.pack(zlib.crc32(body))
         self._memory[self._start + _AT_STAGE] = Stage.NONE

@@ -32,6 +32,12 @@ class ScalarWriter:
             self._writer.close()
 
 
+def preload() -> None:
+    """Import what `ScalarWriter.add` will."""
+    import tensorboard.summary.writer.event_file_writer  # noqa: F401
+    from tensorboard.compat.proto import event_pb2, summary_pb2  # noqa: F401
+
+
 def _tagged(row: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
     for name, value in row.items():
         if name != "step":

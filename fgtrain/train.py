@@ -15,6 +15,7 @@ from fgtrain.evaluate import Evaluations
 from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
+from fgtrain.phases import Phases
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.pulse import Phase, Pulse
 from fgtrain.recipe import Recipe
@@ -46,6 +47,7 @@ def train(
     *,
     begun: Callable[[Attempt], None],
     stop_asked: Callable[[], bool],
+    phases: Phases | None = None,
     save_asked: Callable[[], bool] = lambda: False,
     pulse: Pulse | None = None,
 ) -> bool:
@@ -59,13 +61,14 @@ def train(
         folder: this node's working folder.
         begun: told this attempt, before the first step.
         stop_asked: whether this rank has been asked to stop.
+        phases: the stopwatch of this attempt's start.
         save_asked: whether it has been asked, since last asked about, for a snapshot ahead of time.
         pulse: where this rank shows that it moves.
 
     Returns:
         Whether the recipe's last step is committed, and evaluated.
     """
-    recipe, plan = run.recipe, run.plan
+    recipe, plan, phases = run.recipe, run.plan, phases or Phases()
     pulse = pulse or Pulse()
     pulse.phase(Phase.RESTORE)
     journal = Journal(folder, place)
@@ -73,6 +76,7 @@ def train(
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
     state = build_state(recipe, place.device)
+    phases.end("build")
     memory = memory_folders(run.name, folder)
 
     def note(text: str) -> None:
@@ -85,10 +89,11 @@ def train(
         journal.recover(restored.lines)
     elif parent:
         inherit.take_weights(parent, run, runs, place, state)
+    phases.end("restore")
     attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
     assert attempt is not None
     begun(attempt)
-    pulse.begun(attempt.attempt)
+    pulse.begun(attempt.attempt, attempt.step)
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
     saver = Saver(
@@ -112,6 +117,8 @@ def train(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
     evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse)
+    batches = phases.first("batch", batches)
+    phases.end("prepare")
     journal.begin()
     late = evaluations.due  # the last attempt had no time for it
     stop = not evaluations.settle()
@@ -119,6 +126,7 @@ def train(
         wishes = snapshots.wishes(state.step + 1, stop=stop_asked(), save=save_asked())
         report = stepper.step(batches, wishes, before_update=snapshots.drain)
         journal.step(state.step, plan.epoch_at(state.step), report)
+        journal.phases(attempt.attempt, phases)
         state.bad_images |= dict(report.bad)
         stop = report.wishes.stop or not evaluations.settle()
         if not stop and state.step < plan.steps:

@@ -9,12 +9,16 @@ from fgtrain.lifeline import die_with_parent
 if __name__ == "__main__":  # before the slow imports: an agent may die while they go on
     die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
 
+import time
+
+if __name__ == "__main__":
+    _BEGUN = time.time()
+
 import argparse
 import faulthandler
 import json
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -24,6 +28,7 @@ import msgspec
 from fgtrain.departure import EXIT_LEFT
 from fgtrain.errors import FglaunchError, UserError
 from fgtrain.notice import Flag, Watch
+from fgtrain.phases import Phases
 from fgtrain.pulse import Pulse
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from fgtrain.stores import open_store
@@ -75,8 +80,9 @@ class Log:
         self._path = self._path.rename(self._folder / f"{attempt:05d}-{rank:05d}.log")
 
 
-def main() -> int:
-    """Run one rank and return its exit code."""
+def main(begun: float) -> int:
+    """Run one rank, whose process began at `begun` (Unix seconds), and return its exit code."""
+    phases = Phases(begun)
     parser = argparse.ArgumentParser(prog="fgtrain.worker")
     parser.add_argument("store", help="URL of the store")
     parser.add_argument("run", help="name of the run")
@@ -88,7 +94,7 @@ def main() -> int:
     runs = RunStore(open_store(args.store), args.run)
     progress = _Progress(log, args.folder)
     try:
-        return 0 if _train(runs, args.folder, progress, notice) else EXIT_LEFT
+        return 0 if _train(runs, args.folder, progress, notice, phases) else EXIT_LEFT
     except Exception as error:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
@@ -109,22 +115,26 @@ class _Progress:
         self.log.rename(attempt.attempt, self.rank)
 
 
-def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice) -> bool:
+def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice, phases: Phases) -> bool:
     from fgtrain import place as places
     from fgtrain.dataindex import index_digest, usable
     from fgtrain.train import train
 
+    phases.end("import")
     run = runs.read("run.json", RunFile)
     index, _ = usable(run.recipe.data, run.recipe.data.index())
     if index_digest(index) != run.data_digest:
         raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")
+    phases.end("data")
     place = places.join(COLLECTIVE_TIMEOUT_S)
+    phases.end("group")
     done = train(
         *(run, index, runs, place, folder),
         begun=progress.begun,
         stop_asked=notice.stop_asked,
         save_asked=notice.save_asked,
         pulse=progress.pulse,
+        phases=phases,
     )
     places.leave()
     return done
@@ -167,4 +177,4 @@ def _kind(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(_BEGUN))

@@ -1,8 +1,10 @@
-"""The supervisor of a detached run: `python -m launcher.background STORE RUN CLUSTER NODES GPUS [PORT]`."""
+"""The supervisor of a detached run: `python -m launcher.background STORE RUN CLUSTER WORLD [PORT]`."""
 
 from __future__ import annotations
 
 import sys
+
+import msgspec
 
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
@@ -13,10 +15,10 @@ from launcher.status import existing_run
 
 def main() -> int:
     """Supervise the run to its end."""
-    url, name, cluster, nodes, gpus, *port = sys.argv[1:]
+    url, name, cluster, world, *port = sys.argv[1:]
     runs = RunStore(open_store(url), name)
-    world = World(int(nodes), int(gpus))
-    return supervise_here(existing_run(runs), runs, cluster, world, int(port[0]) if port else None)
+    chosen = msgspec.json.decode(world, type=World)
+    return supervise_here(existing_run(runs), runs, cluster, chosen, int(port[0]) if port else None)
 
 
 if __name__ == "__main__":

@@ -111,9 +111,12 @@ def _add_store(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./store)")
 
 
-def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) -> None:
-    p.add_argument("--nodes", type=int, default=nodes, metavar="N", help="machines (default: %(default)s)")
+def _add_world(p: argparse.ArgumentParser, nodes: str | None, gpus: int | None) -> None:
+    help_ = "machines, or the fewest and the most that may take part (default: %(default)s)"
+    p.add_argument("--nodes", default=nodes, metavar="N|MIN:MAX", help=help_)
     p.add_argument("--gpus", type=int, default=gpus, metavar="N", help="GPUs a node (default: %(default)s)")
+    p.add_argument("--spares", type=int, metavar="K", help="more machines, that wait to step in (default: none)")
+    p.add_argument("--detect", type=float, metavar="S", help="a machine silent for S seconds is lost (default: 3)")
     p.add_argument("--cluster", metavar="NAME", help="where to run (default: this machine, or what clusters.toml says)")
     p.add_argument("--port", type=int, metavar="N", help="where agents meet (default: a free port)")
     p.add_argument("--detach", action="store_true", help="go on in the background")
@@ -128,7 +131,7 @@ def _add_world(p: argparse.ArgumentParser, nodes: int | None, gpus: int | None) 
 
 def _add_run(p: argparse.ArgumentParser) -> None:
     _add_recipe(p)
-    _add_world(p, 1, 1)
+    _add_world(p, "1", 1)
     p.add_argument("--name", help="the run's name (default: made up from the recipe's and the time)")
     p.add_argument("--init-from", metavar="RUN[@STEP]", help="begin with the weights of another run's snapshot")
     p.add_argument(

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from launcher.events import Event
 
 _PLAIN_PERIOD_S = 5.0
+_BLINK_S = 0.05
 
 
 class Display(Protocol):
@@ -36,6 +37,8 @@ def spell(event: Event) -> str | None:
         case "attempt":
             where = f"from step {event['step']}" if event["step"] else "from the start"
             return f"attempt {event['attempt']}: {where} of {event['steps']}, {event['world']} processes"
+        case "phases":
+            return spell_phases(event)
         case "evaluation":
             return (
                 f"step {event['step']}  epoch {event['epoch']:.2f}  val loss {event['val_loss']:.4f}"
@@ -44,6 +47,15 @@ def spell(event: Event) -> str | None:
         case "note":
             return str(event["text"])
     return None
+
+
+def spell_phases(event: Event) -> str:
+    """Return in one line how long an attempt took to its first step, and what took longer than a blink."""
+    seconds = dict(event["seconds"])
+    total = seconds.pop("total")
+    parts = ", ".join(f"{phase} {s:.1f}" for phase, s in seconds.items() if s >= _BLINK_S)
+    why = f" after {event['why']}" if event["why"] else ""
+    return f"attempt {event['attempt']}: first step in {total:.1f} s{why}" + (f" ({parts})" if parts else "")
 
 
 def spell_step(event: Event) -> str:

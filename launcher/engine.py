@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fgtrain.plan import World
+from fgtrain.plan import DETECT_S, World
+from fgtrain.recipe import Recipe
+
+_FOREVER = 1_000_000  # whether to go on is the supervisor's decision
+_GRACE_S = 120  # for a step and the commit of a last snapshot, when nodes join or the agent is asked to stop
 
 
 def rendezvous_argv(python: str, port: int | str) -> tuple[str, ...]:
@@ -21,15 +25,16 @@ def agent_argv(
     """
     return (
         *(python, "-m", "fgtrain.agent"),
-        f"--nnodes={world.nodes}",
+        f"--nnodes={world.span}",
         f"--nproc-per-node={world.gpus}",
         f"--rdzv-id={run}",
-        "--rdzv-backend=c10d",
+        "--rdzv-backend=fglaunch",
         f"--rdzv-endpoint={endpoint}",
-        "--rdzv-conf=is_host=0,last_call_timeout=1,join_timeout=600",
+        f"--rdzv-conf=detect={world.detect_s:g}",
         f"--local-addr={address}",
-        "--max-restarts=1000",
-        "--monitor-interval=0.1",
+        f"--max-restarts={_FOREVER}",
+        f"--shutdown-timeout={_GRACE_S}",
+        "--monitor-interval=0.05",
         *("-m", "fgtrain.worker"),
         *(store, run, folder),
     )
@@ -38,6 +43,13 @@ def agent_argv(
 def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
     """Return the command line that frees the host memory that a run's snapshots hold on a node."""
     return (python, "-m", "fgtrain.snapshot.memory", run, folder)
+
+
+def preloaded(recipe: Recipe, store_url: str) -> tuple[str, ...]:
+    """Return the modules that the workers of a run will need, for the warm process to import."""
+    scheme = store_url.partition("://")[0] if "://" in store_url else "file"
+    parts = (type(part).__module__ for part in (recipe.model, recipe.data))
+    return ("fgtrain.train", "fgtrain.tensorboard", f"fgtrain.stores.{scheme}", *dict.fromkeys(parts))
 
 
 def check_argv(python: str, folder: str, *, full: bool, key: str, endpoint: str, address: str) -> tuple[str, ...]:
@@ -51,7 +63,15 @@ def unhang_argv(python: str, *, folder: str, kill: Sequence[int]) -> tuple[str, 
     return (python, "-m", "fgtrain.unhang", folder, *(word for slot in kill for word in ("--kill", str(slot))))
 
 
-def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) -> dict[str, str]:
+def agent_env(
+    *,
+    threads: int,
+    address: str,
+    devices: str | None,
+    bits: bool,
+    detect_s: float = DETECT_S,
+    preload: Sequence[str] = (),
+) -> dict[str, str]:
     """Return what is added to an agent's environment.
 
     Args:
@@ -59,6 +79,8 @@ def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) ->
         address: where other nodes reach this one.
         devices: CUDA_VISIBLE_DEVICES, or None to leave it alone.
         bits: whether the recipe asks for determinism="bits".
+        detect_s: after how many seconds a worker that is stopped counts as lost.
+        preload: modules for the warm process to import; none: workers are started from scratch.
     """
     env = {
         "FGLAUNCH_ADDRESS": address,
@@ -67,10 +89,11 @@ def agent_env(*, threads: int, address: str, devices: str | None, bits: bool) ->
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "PYTHONUNBUFFERED": "1",
-        # A fresh store on rank 0 for every incarnation: a shared one hands the address of the last to the next.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "FGLAUNCH_DETECT_S": f"{detect_s:g}",
     }
+    if preload:
+        env["FGLAUNCH_PRELOAD"] = ",".join(preload)
     if bits:
         # cuBLAS picks its workspace, and with it the order of its sums, when it is loaded. Source: NVIDIA cuBLAS
         # documentation, "Results Reproducibility".

@@ -102,11 +102,13 @@ class Fleet:
     # -- agents ---------------------------------------------------------------------------------------------------
 
     def start_agent(self, seat: Seat) -> None:
-        """Start a node's agent.
+        """Start a node's agent, in place of one that may have been started when the node did not answer.
 
         Raises:
             ClusterError: it cannot be started.
         """
+        if self._cluster.lasting:
+            _kill_all(self._cluster, seat.node, "agent")
         share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
         command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
         seat.due, seat.agent = None, self._cluster.start(seat.node, command)
@@ -194,10 +196,14 @@ def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
     """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
     for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
         for node in places:
-            while process := _find(cluster, node, name):
-                process.kill()
-                if process.wait(_FORGET_TIMEOUT_S) is None:
-                    break
+            _kill_all(cluster, node, name)
+
+
+def _kill_all(cluster: Cluster, node: Node, name: str) -> None:
+    while process := _find(cluster, node, name):
+        process.kill()
+        if process.wait(_FORGET_TIMEOUT_S) is None:
+            break
 
 
 def _find(cluster: Cluster, node: Node, name: str) -> Process | None:
@@ -228,13 +234,15 @@ def agent_command(run: RunFile, store_url: str, world: World, node: Node, share:
         address=node.address,
         devices=devices_of(world, share),
         bits=run.recipe.determinism == "bits",
+        detect_s=world.detect_s,
+        preload=engine.preloaded(run.recipe, store_url),
     )
     return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
 
 
 def seat_count(world: World) -> int:
     """Return on how many nodes agents are started."""
-    return world.nodes
+    return world.started
 
 
 def devices_of(world: World, share: Hardware) -> str | None:

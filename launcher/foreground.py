@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from cluster import Cluster, ClusterError, Node, Rented
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
@@ -155,8 +157,7 @@ def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
         runs.store.url,
         runs.run,
         cluster,
-        str(world.nodes),
-        str(world.gpus),
+        msgspec.json.encode(world).decode(),
     ]
     with log.open("ab") as out:
         process = subprocess.Popen(

@@ -172,9 +172,11 @@ def world_notes(world: World) -> list[str]:
     """
     devices, cores = hardware.cuda_devices(), hardware.cpu_count()
     if devices:
-        if world.size > len(devices):
+        needed = world.started * world.gpus
+        if needed > len(devices):
+            spares = f" --spares {world.spares}" if world.spares else ""
             raise UserError(
-                f"--nodes {world.nodes} --gpus {world.gpus} needs {world.size} GPUs, this machine has {len(devices)}"
+                f"--nodes {world.span} --gpus {world.gpus}{spares} needs {needed} GPUs, this machine has {len(devices)}"
             )
         return []
     notes = [f"no GPU on this machine: --gpus {world.gpus} means CPU processes"]

@@ -22,13 +22,13 @@ from launcher.interrupts import Interrupts
 from launcher.news import News
 from launcher.outcome import EXIT_FENCED, Outcome, of_work
 from launcher.post import Post
+from launcher.silence import Silence
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
 from launcher.takeover import Term, last_term, take_office
 from launcher.watchdog import Watchdog
 
 _POLL_S = 0.1
-_SILENCE_S = 5.0  # of a node, before the user is told
 _SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
 """How long workers have to take a last snapshot when the user stops a run."""
@@ -64,8 +64,8 @@ class Supervisor:
         self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
         self._post: Post | None = None
         self._fenced = False
-        self._silent: set[str] = set()
         self._interrupts = Interrupts()
+        self._silence = Silence(cluster, self._note)
         self._step = 0
         self._next_slow = 0.0
 
@@ -173,7 +173,7 @@ class Supervisor:
         if now < self._next_slow:
             return None
         self._next_slow = now + _SLOW_POLL_S
-        self._tell_silence()
+        self._silence.tell(self._fleet.nodes)
         self._read_logs(now)
         self._guard(now)
         try:
@@ -387,13 +387,6 @@ class Supervisor:
             yield
         except StoreError as error:
             self._note(f"the store does not answer: {error}")
-
-    def _tell_silence(self) -> None:
-        """Say which nodes have fallen silent, and which answer again: their programs may well live."""
-        silent = {n.name for n in self._fleet.nodes if self._cluster.silence_s(n) > _SILENCE_S}
-        for name in sorted(silent ^ self._silent):
-            self._note(f"{name} " + ("does not answer: waiting for it" if name in silent else "answers again"))
-        self._silent = silent
 
     def _record(self) -> None:
         """Note what runs, for a supervisor that goes on after this one."""

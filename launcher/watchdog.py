@@ -48,6 +48,7 @@ class Watchdog:
         self._hang, self._stragglers = hang, _Stragglers(straggler)
         self._seen: dict[RankAt, _Seen] = {}
         self._now = 0.0
+        self._looked_at: float | None = None  # when observed before
         self._attempt = 0
         self._times: deque[float] = deque(maxlen=_MEMORY)
         self._step: int | None = None  # the furthest of this attempt
@@ -61,7 +62,7 @@ class Watchdog:
             now: seconds of a clock that never goes back.
             beats: every node's, by its name; none where they cannot be read just now.
         """
-        self._now = now
+        self._looked_at, self._now = (self._now or None), now
         for node, slots in beats.items():
             for beat in slots:
                 self._look(now, RankAt(node, beat.slot, beat.rank), beat)
@@ -91,11 +92,13 @@ class Watchdog:
 
     def _learn(self, now: float) -> None:
         """Note how long steps take, where nothing but steps lay between."""
-        steps = [s.beat.step for s in self._seen.values() if s.beat.phase is Phase.STEP and s.beat.attempt]
-        if not steps or not self._steps_only():
+        beats = [s.beat for s in self._seen.values() if s.beat.phase is Phase.STEP and s.beat.attempt]
+        if not beats or not self._steps_only():
             self._step = None
             return
-        furthest = max(steps)
+        furthest = max(b.step for b in beats)
+        if self._step is None and not self._stepped and self._looked_at is not None:
+            self._step, self._step_at = min(b.first for b in beats), self._looked_at  # it began after that
         if self._step is not None and furthest > self._step:
             taken = furthest - self._step
             self._stepped += taken

@@ -79,6 +79,13 @@ class Timm(Part, Model):
         return net
 
 
+def preload() -> None:
+    """Import what `Timm.build` will."""
+    from fgtrain.torchvision_compat import import_timm
+
+    import_timm()
+
+
 def _stands_in_source(name: str) -> bool:
     """Tell whether timm's source, read as text, defines an architecture and, after a dot, its pretrained tag.
 

@@ -79,7 +79,7 @@ class Saver:
         self._frozen_crc32 = 0
         self._heard: list[Committed | Failed] = []
         self._fates: dict[int, Report] = {}  # the last word on the snapshot of a step
-        start = Start(
+        self._start = Start(
             store=runs.store.url,
             run=runs.run,
             memory=str(folders[0].parent),
@@ -92,16 +92,21 @@ class Saver:
             token=from_leader(secrets.token_hex(16), place) if copies else "",
             inherited=tuple(sorted(inherited)),
         )
-        self._uploads = Uploads(start)
-        self._copies = copies and self._meet(start)
+        self._uploads = Uploads(self._start)
+        self._copies = copies and place.size > 1
+        self._met = not self._copies
+        self._port: int | None = None  # where the uploader takes copies in
 
-    def _meet(self, start: Start) -> bool:
-        """Learn where to send copies, and tell where this rank takes them in; False on a single node."""
-        if self._place.size == 1:
-            return False
-        first = self._uploads.report(_MEET_TIMEOUT_S)
-        port = first.port if isinstance(first, Listening) else 0
-        everyone = from_all((start.memory, start.host, port), self._place)
+    def _meet(self) -> bool:
+        """Learn where to send copies, and tell where this rank takes them in; False on a single node.
+
+        At the first snapshot: until then, the uploaders start while training does.
+        """
+        start, self._met = self._start, True
+        deadline = time.monotonic() + _MEET_TIMEOUT_S
+        while self._port is None and time.monotonic() < deadline:
+            self._turn()
+        everyone = from_all((start.memory, start.host, self._port or 0), self._place)
         rank = peer_of(self._place.rank, [node for node, _, _ in everyone])
         if rank is None or not everyone[rank][2]:
             return False
@@ -134,6 +139,8 @@ class Saver:
             persist: whether to upload it, or only keep it in this host's memory.
         """
         self._stager.finish()
+        if not self._met:
+            self._copies = self._meet()
         if persist:
             self._uploads.ensure(self._base)
         self._begun += 1
@@ -290,6 +297,8 @@ class Saver:
                 self._arena.uploading.discard(slot)
                 self._fates[report.step] = report
                 self._heard.append(report)
+            case Listening(port=port):
+                self._port = port
             case Copied(slot=slot):
                 self._arena.copying.discard(slot)
             case Committed(name=name):

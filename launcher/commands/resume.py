@@ -13,7 +13,7 @@ from fgtrain.errors import RecipeError, UserError
 from fgtrain.housekeeping import turn
 from fgtrain.lineage import abandon_after
 from fgtrain.parts import digest, leaves
-from fgtrain.plan import World
+from fgtrain.plan import chosen_world
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.snapshot.memory import forget, memory_folders
@@ -40,10 +40,7 @@ def call(args: argparse.Namespace) -> int:
         return 0
     if not args.as_recorded:
         check_unchanged(run)
-    world = World(
-        run.world.nodes if args.nodes is None else args.nodes,
-        run.world.gpus if args.gpus is None else args.gpus,
-    )
+    world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster = find_cluster(cluster_name, Path(run.cwd))
     foreground.check_store(runs.store, cluster_name, cluster)

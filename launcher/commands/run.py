@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster import Cluster, Command, Node, Rented
 from fgtrain.lineage import adopt
-from fgtrain.plan import Plan, World, share
+from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
 from launcher import foreground, prepare, supervision
@@ -23,7 +23,7 @@ _SHOWN = 6  # evaluations named by --dry-run
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    world = World(args.nodes, args.gpus)
+    world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect)
     settings = supervision.changed(supervision.Supervision(), args.supervise)
     if args.name is not None:
         prepare.check_name(args.name)
@@ -62,7 +62,7 @@ def dry_run(
         f"run        {run.name} in {store.url}",
         f"recipe     {run.recipe_file}  {run.recipe_digest[:12]}",
         *([f"weights    of {run.init_from}"] if run.init_from else []),
-        f"world      {world.nodes} nodes x {world.gpus} processes = {world.size} ranks",
+        f"world      {_world(world)}",
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
@@ -78,6 +78,13 @@ def dry_run(
         command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
     return lines + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
+
+
+def _world(world: World) -> str:
+    """Spell the world: how many ranks, at least and at most, and who waits."""
+    ranks = f"{world.size} ranks" if world.max_nodes is None else f"{world.nodes * world.gpus} to {world.size} ranks"
+    spares = f"; {world.spares} nodes wait to step in" if world.spares else ""
+    return f"{world.span} nodes x {world.gpus} processes = {ranks}; lost after {world.detect_s:g} s{spares}"
 
 
 def _spell(node: Node, command: Command) -> str:

@@ -165,11 +165,24 @@ def test_another_process_finds_what_runs(own_bed: Bed) -> None:
 def test_more_nodes_than_are_rented_are_rented_anew(own_bed: Bed) -> None:
     cluster = own_bed.open()
     ready(cluster, "run", 1)
-    with pytest.raises(ClusterError, match="has 1 machines, not 2: it does not grow in use"):
+    with pytest.raises(ClusterError, match="has 1 machines, not 2: it does not grow"):
         cluster.nodes("run", 2)  # as a supervisor that looks for another node
     again = own_bed.open()
     assert len(ready(again, "run", 2)) == 2
     assert program(again, again.nodes("run", 2)[1], "raise SystemExit(3)").wait(30) == 3
+
+
+def test_machines_of_their_own_get_a_copy_of_the_project(own_bed: Bed, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "notes").write_text("as it is here")
+    settings = {**own_bed.settings, "shared": False, "python": sys.executable}
+    cluster = open_cluster("sky", settings, project, own_bed.work)
+    assert isinstance(cluster, SkyCluster)
+    [node] = ready(cluster, "run", 1)
+    assert node.project != str(project)
+    assert program(cluster, node, "print(open('notes').read())").wait(30) == 0
+    assert cluster.read(node, "program.log", 0) == b"as it is here\n"
 
 
 def test_machines_that_are_not_to_be_had_are_one_line(own_bed: Bed) -> None:

@@ -35,7 +35,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     home = tmp_path_factory.mktemp("home")
     catalogs.write(home)
     before = os.environ.copy()
-    os.environ |= {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    os.environ |= {"HOME": str(home), "TMPDIR": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     subprocess.run([str(PYTHON), "-c", ENABLE_AWS], check=True)
     driver = Driver(PYTHON, home / "log")
     driver.ask("hello")

@@ -61,9 +61,9 @@ class TestSshCluster(RealClusterContract):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         process = start(f"import os; print(len(os.environ['AWS_SECRET_ACCESS_KEY']), flush=True); {PAUSE}")
         wait_for(lambda: cluster.read(node, "program.log", 0) == b"11\n", "the program has the secret", 30)
-        lines = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True).stdout
-        assert b"fglaunch" in lines
-        assert b"very-secret" not in lines
+        lines = [line for line in map(command_line, Path("/proc").glob("[0-9]*")) if line]
+        assert any(b"# fglaunch" in line for line in lines)
+        assert not any(b"very-secret" in line for line in lines)
         files = [f for f in server.home.rglob("*") if f.is_file() and not f.is_symlink()]
         assert files
         assert not any(b"very-secret" in f.read_bytes() for f in files)
@@ -175,6 +175,17 @@ def test_program_that_runs_keeps_the_code_it_began_with(server: Sshd, project: P
     assert "/code/" in module  # as this machine has it, and not what happens to be installed there
 
 
+def test_shared_folders_are_used_as_they_are(server: Sshd, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = connect(server, project, shared=True)
+    node = cluster.nodes("shared", 1)[0]
+    cluster.make_ready(node)
+    assert node.project == str(project)
+    assert capsys.readouterr().err == ""
+    script = "import os; print(os.getcwd(), os.environ.get('PYTHONPATH'))"
+    assert cluster.start(node, Command("agent", (sys.executable, "-c", script), {})).wait(30) == 0
+    assert cluster.read(node, "agent.log", 0).decode().split() == [str(project), "None"]
+
+
 def test_damaged_copy_of_the_code_is_not_used(server: Sshd, project: Path) -> None:
     (project / "code.py").write_text("DAMAGED = 1\n")
     first = prepared(server, project)
@@ -272,6 +283,13 @@ def at_home(server: Sshd) -> list[int]:
             if f"HOME={server.home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
     return [pid for pid in found if lives(pid)]
+
+
+def command_line(folder: Path) -> bytes:
+    try:
+        return (folder / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def parent(pid: int) -> int:

@@ -14,13 +14,13 @@ from fgtrain.pulse import FILE, Phase, decode
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher.takeover import last_term, take_office
-from tests.testbed.runs import LiveRun, Runs, wait_for
+from tests.testbed.runs import Runs, wait_for
 
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 RECIPE = (
     *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1", "--set", "loader.workers=0"),
-    *("--set", "epochs=3", "--set", "evaluate.every_epochs=0", "--set", "evaluate.micro=512"),
+    *("--set", "epochs=4", "--set", "evaluate.every_epochs=0", "--set", "evaluate.micro=512"),
     *("--set", "snapshots.steps=10", "--set", "snapshots.seconds=null"),
 )
 
@@ -57,13 +57,9 @@ def test_stopped_worker_is_noticed_named_and_replaced(runs: Runs) -> None:
     assert any("most recent call first" in text for text in logs)  # who waited says where
 
 
-def begun(run: LiveRun) -> list[int]:
-    return [e["step"] for e in run.events() if e["event"] == "attempt"]
-
-
 def test_supervisor_that_finds_another_leaves_the_run_to_it(runs: Runs) -> None:
-    """On this machine agents end with their supervisor, so that the other starts anew from the newest snapshot."""
-    with runs.start("two", *RECIPE, "--name", "two") as run:
+    """On this machine agents end with their supervisor, so that the other starts them anew."""
+    with runs.start("two", *RECIPE, "--set", "epochs=1000", "--name", "two") as run:
         run.wait_snapshot(10)
         store = RunStore(open_store(runs.store), "two")
         earlier = last_term(store)
@@ -75,11 +71,7 @@ def test_supervisor_that_finds_another_leaves_the_run_to_it(runs: Runs) -> None:
         last = run.output().splitlines()[-1]
         assert last.startswith("two: supervisor 2 on ")
         assert "has taken over; `fglaunch attach two" in last
-        assert runs.json("ps")[0]["state"] == "lost"
-    done = runs.call("resume", "two")
-    assert done.returncode == 0, done.stderr
-    assert "from the start" not in done.stderr
-    assert "run two finished" in done.stderr.splitlines()[-1]
+        assert runs.json("ps")[0]["state"] == "lost"  # nothing was written over what the other has to say
 
 
 def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:

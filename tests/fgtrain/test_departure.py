@@ -142,3 +142,11 @@ def test_attendant_minds_no_signal_of_its_own(tmp_path: Path, folder: Path) -> N
         with (folder / "logs" / "00001-00000.log").open("a") as file:
             file.write("b")
     assert b"".join(v for k, v in sorted(stored(runs(tmp_path)).items())).endswith(b"b")
+
+
+def test_agent_that_begins_anew_in_place_still_leaves(folder: Path) -> None:
+    """Cut off from its store, an agent replaces itself: what the node was told holds for the same life of it."""
+    Departure(folder, "node0")
+    signal.raise_signal(signal.SIGUSR1)
+    assert Departure(folder, "node0", again=True).flag.leaves
+    assert not Departure(folder, "node0").flag.leaves

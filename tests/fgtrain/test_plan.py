@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgtrain.errors import RecipeError
-from fgtrain.plan import Plan, World, check_world, make_plan, rate, share
+from fgtrain.errors import RecipeError, UserError
+from fgtrain.plan import Plan, World, check_world, chosen_world, make_plan, parse_nodes, rate, share
 from fgtrain.recipe import AdamW, Batch, Constant, Cosine, Evaluate, Recipe, Step, replace
 from tests.fgtrain.recipes import batches, recipe, recipes
 
@@ -145,3 +146,45 @@ def test_world_is_taken_when_it_can_share_and_else_the_proposed_fix_works(batch:
 def test_world_without_ranks_is_refused(nodes: int, gpus: int) -> None:
     with pytest.raises(RecipeError, match=f"--nodes {nodes} --gpus {gpus}: both must be 1 or more"):
         check_world(make_plan(recipe(), 100), World(nodes, gpus))
+
+
+def test_nodes_are_one_number_or_the_fewest_and_the_most() -> None:
+    assert parse_nodes("2") == (2, None)
+    assert parse_nodes("2:8") == (2, 8)
+    assert parse_nodes("3:3") == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [("8:2", "--nodes 2:8"), ("two", "a number of nodes"), ("2:", "a number of nodes"), ("1:2:3", "a number of nodes")],
+)
+def test_nodes_that_make_no_sense_are_refused_with_what_would(text: str, fix: str) -> None:
+    with pytest.raises(UserError, match=fix):
+        parse_nodes(text)
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 4), st.integers(0, 3))
+def test_world_survives_json_and_its_span_is_read_as_it_was_written(
+    nodes: int, more: int, gpus: int, spares: int
+) -> None:
+    world = World(nodes, gpus, nodes + more if more else None, spares, 4.5)
+    assert msgspec.json.decode(msgspec.json.encode(world), type=World) == world
+    assert parse_nodes(world.span) == (world.nodes, world.max_nodes)
+    assert (world.most, world.started) == (nodes + more, nodes + more + spares)
+    assert world.size == world.most * gpus
+
+
+def test_world_of_an_old_run_is_readable() -> None:
+    assert msgspec.json.decode(b'{"nodes":2,"gpus":1}', type=World) == World(2, 1)
+
+
+def test_what_is_said_on_the_command_line_wins_over_the_record() -> None:
+    recorded = World(2, 4, 8, 1, 5.0)
+    assert chosen_world(recorded, None, None, None, None) == recorded
+    assert chosen_world(recorded, "3", 2, 0, 1.0) == World(3, 2, None, 0, 1.0)
+
+
+@pytest.mark.parametrize("world", [World(1, 1, None, -1), World(1, 1, None, 0, 0.1), World(1, 1, 99)])
+def test_world_out_of_range_is_refused(world: World) -> None:
+    with pytest.raises(RecipeError, match=r"--spares -1|--detect 0.1|99 processes cannot share"):
+        check_world(make_plan(recipe(), 100), world)

@@ -25,6 +25,7 @@ beats = st.builds(
     ticks=st.integers(0, 2**63),
     work_s=st.floats(0, 1e9),
     born=st.text("0123456789", max_size=16),
+    first=st.integers(0, 2**63),
 )
 
 
@@ -52,11 +53,11 @@ def test_every_move_is_seen_and_the_pulse_ticks(tmp_path: Path) -> None:
         return wait_for(lambda: decode((tmp_path / FILE).read_bytes()), "a whole slot", 10)[0]
 
     assert (read().phase, read().attempt, pulse.step) == (Phase.START, 0, None)
-    pulse.begun(2)
+    pulse.begun(2, 5)
     pulse.step_begins(7)
     pulse.stage(Stage.LOAD)
     assert (read().phase, read().stage, read().attempt, read().step) == (Phase.STEP, Stage.LOAD, 2, 7)
-    assert pulse.step == 7
+    assert (pulse.step, read().first) == (7, 5)
     pulse.stage(Stage.EXCHANGE)
     pulse.worked(0.5)
     pulse.phase(Phase.EVALUATE)

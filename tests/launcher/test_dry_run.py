@@ -68,3 +68,26 @@ def test_cpu_processes_are_said_once_and_too_many_are_warned_of(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no GPU on this machine: --gpus 1 means CPU processes") == 1
     assert "warning: 64 processes share" in done.stderr
+
+
+def test_span_of_nodes_and_spares_are_started_and_told_when_silence_is_a_loss(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CUDA_VISIBLE_DEVICES="")
+    done = runs.call(*RECIPE, "--nodes", "1:2", "--spares", "1", "--detect", "1.5")
+    assert done.returncode == 0, done.stderr
+    assert "1:2 nodes x 1 processes = 1 to 2 ranks; lost after 1.5 s; 1 nodes wait to step in" in done.stdout
+    agents = [line for line in done.stdout.splitlines() if "fgtrain.agent" in line]
+    assert len(agents) == 3
+    for number, line in enumerate(agents):
+        assert "--nnodes=1:2" in line
+        assert "--rdzv-conf=detect=1.5" in line
+        assert f"FGLAUNCH_NODE=node{number} " in line
+        assert "FGLAUNCH_PRELOAD=fgtrain.train,fgtrain.tensorboard,fgtrain.stores.file,fgtrain.models.timm" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--nodes", "2:1"), ("--nodes", "x"), ("--detect", "0"), ("--spares", "-1")]
+)
+def test_world_that_makes_no_sense_is_one_line_that_names_the_option(tmp_path: Path, option: str, value: str) -> None:
+    done = Runs(tmp_path).call(*RECIPE, option, value)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{option} {value}" in done.stderr

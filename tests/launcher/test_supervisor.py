@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster import Command
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
@@ -223,6 +224,30 @@ def test_node_that_cannot_be_reached_any_more_gives_its_place_to_another() -> No
     assert scene.supervise().state == "finished"
     assert scene.noted("host2 takes the place of host1")
     assert list(exclusions.of_user()) == []  # a node that is away may come back
+
+
+def test_agent_that_nobody_knew_to_have_started_is_killed_before_another_starts() -> None:
+    scene = Scene()
+    strays = []
+
+    def half_started(training: FakeTraining) -> None:
+        training.lose(1)
+        node = scene.cluster.nodes("run", 2)[1]
+        strays.append(scene.cluster.start(node, Command("agent", ("python",), {})))
+
+    scene.training.faults[7] = once(half_started)
+    assert scene.supervise().state == "finished"
+    assert [stray.code for stray in strays] == [-signal.SIGKILL]
+
+
+def test_silence_of_a_node_is_told_and_is_no_death() -> None:
+    scene = Scene()
+    scene.at(5.0, lambda: scene.cluster.quiet.add("host1"))
+    scene.at(15.0, lambda: scene.cluster.quiet.clear())
+    assert scene.supervise().state == "finished"
+    assert scene.noted("host1 does not answer: waiting for it")
+    assert scene.noted("host1 answers again")
+    assert len(scene.cluster.started("agent")) == 2
 
 
 def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:

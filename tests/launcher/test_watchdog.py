@@ -91,10 +91,21 @@ def test_steps_that_are_quicker_than_looks_are_learned_from_too() -> None:
     assert group.dog.limit_s() == 30.0
 
 
+def test_steps_before_the_first_look_at_them_are_learned_from_too() -> None:
+    group = Group()
+    group.change(phase=Phase.RESTORE, attempt=0)
+    group.wait(5.0)
+    group.change(phase=Phase.STEP, attempt=1, first=40, step=60)
+    group.wait(1.0)
+    assert group.dog.limit_s() == 30.0
+    group.wait(31.0)
+    assert group.hung() is not None
+
+
 def test_new_attempt_compiles_anew() -> None:
     group = Group()
     group.steps(10, 1.0)
-    group.change(attempt=2, pid=200, step=3)
+    group.change(attempt=2, pid=200, step=8, first=8)
     group.wait(100.0)
     assert group.dog.limit_s() == HANG.quiet_s
     assert group.hung() is None

@@ -150,3 +150,10 @@ def test_recipes_with_neighbours_of_one_name_do_not_mix(tmp_path: Path, capsys: 
         assert main(["show", str(folder / "r.py"), "--json"]) == 0
         rows = {r["path"]: r["value"] for r in json.loads(capsys.readouterr().out)}
         assert rows["epochs"] == number
+
+
+def test_phases_of_a_start_are_one_line_without_what_took_no_time() -> None:
+    seconds = {"detect": 3.02, "stop": 0.001, "meet": 0.1, "step": 0.25, "total": 3.371}
+    event = {"event": "phases", "attempt": 2, "why": "node1 silent for 3.0 s", "seconds": seconds}
+    line = "attempt 2: first step in 3.4 s after node1 silent for 3.0 s (detect 3.0, meet 0.1, step 0.2)"
+    assert spell(event) == line

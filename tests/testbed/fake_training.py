@@ -69,6 +69,7 @@ class FakeCluster:
         self.shares_files = True
         self.hosts = [f"host{i}" for i in range(hosts)]
         self.down: set[str] = set()
+        self.quiet: set[str] = set()  # their programs go on, but they do not answer
         self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
@@ -90,7 +91,7 @@ class FakeCluster:
         return [Hardware(2, ()) for _ in nodes]
 
     def silence_s(self, node: Node) -> float:
-        return 0.0
+        return 60.0 if node.name in self.quiet else 0.0
 
     def free_port(self, node: Node) -> int:
         self._reach(node)

@@ -87,6 +87,12 @@ class Runs:
             run.end()
 
 
+def _environ(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
 class LiveRun:
     """A run that goes on."""
 
@@ -124,11 +130,28 @@ class LiveRun:
 
     def workers(self) -> list[int]:
         """Return the process IDs of its ranks, in order of node."""
-        return [pid for pid, argv in self._started() if "fgtrain.worker" in argv and os.getpgid(pid) == pid]
+        return [
+            pid
+            for pid, argv in self._started()
+            if "fgtrain.worker" in argv and "fgtrain.agent" not in argv and os.getpgid(pid) == pid
+        ]
 
     def agents(self) -> list[int]:
         """Return the process IDs of its agents, in order of node."""
         return [pid for pid, argv in self._started() if "fgtrain.agent" in argv and os.getpgid(pid) == pid]
+
+    def warm(self) -> list[int]:
+        """Return the process IDs of the warm processes of its agents, in order of node."""
+        return [pid for pid, argv in self._started() if "fgtrain.warmup" in argv]
+
+    def rendezvous(self) -> int:
+        """Return the process ID of the store that its agents meet in."""
+        return next(pid for pid, argv in self._started() if "fgtrain.rendezvous" in argv)
+
+    def node(self, number: int) -> list[int]:
+        """Return every living process of one of its nodes."""
+        here = f"{self._work}/node{number}#".encode()
+        return [pid for pid, _ in self._started() if here in _environ(pid)]
 
     def all(self) -> list[int]:
         """Return every living process that the run started."""

@@ -76,6 +76,7 @@ def slurm_bed(folder: Path, python: Path) -> Iterator[SlurmBed]:
         watchdog.cancel()
         env = {
             "HOME": str(folder / "home"),
+            "TMPDIR": str(folder / "tmp"),
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
             "SKYPILOT_API_SERVER_LOCAL_PORT": str(ports[4]),
         }
@@ -86,3 +87,5 @@ def slurm_bed(folder: Path, python: Path) -> Iterator[SlurmBed]:
         bed.wait(30)
         bed.stdin.close()
         bed.stdout.close()
+        with contextlib.suppress(OSError):  # SkyPilot's sockets of ssh
+            shutil.rmtree(f"/tmp/sky_ssh_{(folder / 'home/.sky/user_hash').read_text().strip()}")

@@ -12,7 +12,7 @@ D=$1 python=$2 ctld=$3 slurmd1=$4 slurmd2=$5 sshd=$6 api=$7
 here=$(cd -- "$(dirname -- "$0")" && pwd)
 home=$D/home
 
-mkdir -p "$D"/{run,log,state,spool/n1,spool/n2,dev,munge,bin} "$home"/{.ssh,.slurm,.sky} /run/sshd
+mkdir -p "$D"/{tmp,run,log,state,spool/n1,spool/n2,dev,munge,bin} "$home"/{.ssh,.slurm,.sky} /run/sshd
 chmod 700 "$D/munge" "$home/.ssh"
 hostname skybed
 sed "s#^\(root:.*:\)/root:#\1$home:#" /etc/passwd >"$D/passwd"
@@ -84,7 +84,7 @@ StrictModes no
 AuthorizedKeysFile .ssh/authorized_keys
 MaxStartups 100
 MaxSessions 100
-SetEnv SLURM_CONF=$D/slurm.conf PATH=$D/bin:/usr/sbin:/usr/bin:/sbin:/bin
+SetEnv SLURM_CONF=$D/slurm.conf TMPDIR=$D/tmp PATH=$D/bin:/usr/sbin:/usr/bin:/sbin:/bin
 Subsystem sftp internal-sftp
 E
 cat >"$home/.slurm/config" <<E
@@ -97,7 +97,7 @@ Host bed
 E
 
 # The daemons get none of the caller's environment: a node has its own.
-clean() { env -i PATH="$D/bin:/usr/sbin:/usr/bin:/sbin:/bin" HOME="$home" USER=root LANG=C.UTF-8 SLURM_CONF="$D/slurm.conf" "$@"; }
+clean() { env -i TMPDIR="$D/tmp" PATH="$D/bin:/usr/sbin:/usr/bin:/sbin:/bin" HOME="$home" USER=root LANG=C.UTF-8 SLURM_CONF="$D/slurm.conf" "$@"; }
 dd if=/dev/urandom of="$D/munge/key" bs=1 count=1024 status=none
 chmod 400 "$D/munge/key"
 clean munged -S "$D/run/munge.sock" --key-file="$D/munge/key" --pid-file="$D/run/munged.pid" \
@@ -107,7 +107,7 @@ for node in n1 n2; do clean slurmd -f "$D/slurm.conf" -N $node; done
 clean /usr/sbin/sshd -f "$D/sshd_config" -E "$D/log/sshd.log"
 
 echo "export PATH=$D/bin:\$PATH" >"$home/.profile" # login shells set it anew
-export HOME=$home SKYPILOT_DISABLE_USAGE_COLLECTION=1 SKYPILOT_API_SERVER_LOCAL_PORT=$api
+export HOME=$home TMPDIR=$D/tmp SKYPILOT_DISABLE_USAGE_COLLECTION=1 SKYPILOT_API_SERVER_LOCAL_PORT=$api
 "$python" "$here/catalogs.py" "$home"
 cat >"$home/.sky/config.yaml" <<E
 allowed_clouds: [slurm]

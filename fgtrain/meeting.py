@@ -1,0 +1,302 @@
+"""Meeting over a TCPStore: torchrun's `RendezvousHandler` by the steps of `fgtrain.membership`.
+
+The state lies under one key and changes by compare-and-set. Every agent counts up a key of its own, its heartbeat. A
+thread of each agent looks at state and heartbeats: whoever is silent too long is lost to the round, and the local
+workers of a round that is over are killed at once, as they may hang in a collective towards a host that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+
+from fgtrain import membership
+from fgtrain.membership import Meeting, Member, Seats, Silence
+from fgtrain.phases import tell_workers
+
+EXIT_NO_STORE = 76
+"""An agent's exit status: the store that agents meet in is gone, or was never there."""
+
+_CONNECT_S = 60.0
+_JOIN_S = 600.0  # without enough nodes
+_POLL_S = 0.05
+_LOOK_S = 0.1
+_BEATS = 6  # heartbeats within the time after which silence is a loss
+_GENTLE_S = 5.0
+_JOIN_THREAD_S = 2.0
+_KEY = "meeting"
+
+
+class Settings(NamedTuple):
+    """Where and how to meet. `last_call_s`: how long the first round waits for more than the fewest nodes."""
+
+    host: str
+    port: int
+    run: str
+    me: Member
+    seats: Seats
+    detect_s: float
+    last_call_s: float
+
+
+class Alarm(NamedTuple):
+    """What to do when: the round is over; this agent cannot reach the store (silence); there is no store any more."""
+
+    round_over: Callable[[], None]
+    cut_off: Callable[[], None]
+    no_store: Callable[[], None]
+
+
+class Board:
+    """The state in the store, over a connection of its own: an operation that waits holds up no other's."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect.
+
+        Raises:
+            RuntimeError: there is no store.
+        """
+        self.store = TCPStore(
+            settings.host, settings.port, is_master=False, timeout=timedelta(seconds=_CONNECT_S), wait_for_workers=False
+        )
+        self._seats = settings.seats
+        self._blank = msgspec.json.encode(Meeting()).decode()
+        self.store.compare_set(_KEY, "", self._blank)
+
+    def read(self) -> Meeting:
+        """Return the meeting as it is."""
+        return msgspec.json.decode(self.store.get(_KEY), type=Meeting)
+
+    def change(self, step: Callable[[Meeting], Meeting]) -> Meeting:
+        """Take a step, again if somebody else was quicker; returns the meeting after it."""
+        old: bytes = self.store.get(_KEY)
+        while True:
+            new = msgspec.json.encode(step(msgspec.json.decode(old, type=Meeting)))
+            if new == old:
+                return msgspec.json.decode(new, type=Meeting)
+            there: bytes = self.store.compare_set(_KEY, old.decode(), new.decode())
+            if there == new:
+                return msgspec.json.decode(new, type=Meeting)
+            old = there
+
+    def beat(self, id_: str) -> None:
+        """Count up an agent's heartbeat."""
+        self.store.add(f"beat/{id_}", 1)
+
+    def beats(self, ids: list[str]) -> dict[str, int]:
+        """Return heartbeats so far; who is in the meeting has beaten at least once."""
+        found = self.store.multi_get([f"beat/{id_}" for id_ in ids]) if ids else []
+        return dict(zip(ids, map(int, found), strict=True))
+
+
+class Watch:
+    """The thread that beats, looks for who fell silent, and ends the workers of a round that is over."""
+
+    def __init__(self, settings: Settings, alarm: Alarm) -> None:
+        """Connect and beat for the first time."""
+        self._settings, self._alarm = settings, alarm
+        self._board = Board(settings)
+        self._board.beat(settings.me.id)
+        every = settings.detect_s / _BEATS
+        self._silence = Silence(settings.detect_s, cap_s=2 * every)
+        self._every_s, self._next_beat = every, 0.0
+        self._lock = threading.Lock()
+        self._round: int | None = None  # that local workers belong to
+        self._over_since: float | None = None
+        self.meeting = Meeting()
+        self._answers = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="meeting", daemon=True)
+        self._thread.start()
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
+
+    def work_in(self, round_: int | None) -> None:
+        """Say which round local workers belong to; None: there are none."""
+        with self._lock:
+            self._round, self._over_since = round_, None
+
+    def finished(self) -> None:
+        """Stop: nothing that happens to the store or the others matters any more."""
+        self._done.set()
+        self._thread.join(_JOIN_THREAD_S)  # not to be caught by this process's end within an operation
+
+    def _serve(self) -> None:
+        try:
+            while not self._done.wait(_LOOK_S):
+                self._look()
+        except Exception as error:
+            if not self._done.is_set():
+                self._done.set()
+                say(f"the store that agents meet in is gone: {error}".splitlines()[0])
+                self._alarm.no_store()
+
+    def _look(self) -> None:
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + self._every_s
+            self._board.beat(self._settings.me.id)
+            self._miss(self._board.read())
+        self.meeting = self._board.read()
+        self._answers += 1
+        with self._lock:
+            if self._is_over():
+                self._alarm.round_over()
+
+    def _miss(self, meeting: Meeting) -> None:
+        """Strike out who has been silent too long."""
+        others = {m.id: m.node for m in meeting.everyone() if m.id != self._settings.me.id}
+        silent = self._silence.look(self._board.beats(list(others)), time.monotonic())
+        if silent and not meeting.closed:
+            nodes = ", ".join(sorted({others[id_] for id_ in silent}))
+            why, silent_s = f"{nodes} silent for {max(silent.values()):.1f} s", max(silent.values())
+            say(why)
+            seats = self._settings.seats
+            self._board.change(lambda m: membership.lose(m, silent, why, seats, round(silent_s, 2)))
+
+    def _is_over(self) -> bool:
+        """Tell whether local workers belong to a round that is over, and had their time to leave."""
+        meeting = self.meeting
+        if self._round is None or meeting.closed or (meeting.complete and meeting.round == self._round):
+            return False
+        now = time.monotonic()
+        if self._over_since is None:
+            self._over_since = now
+            say(f"round {self._round} is over: {meeting.why}")
+        return now - self._over_since >= (_GENTLE_S if meeting.gentle else 0.0)
+
+    def _guard(self) -> None:
+        """Notice that the store does not answer, while the other thread hangs in asking it."""
+        answers, unanswered, looked = self._answers, 0.0, time.monotonic()
+        while not self._done.wait(self._every_s):
+            now = time.monotonic()
+            passed, looked = min(now - looked, 2 * self._every_s), now
+            unanswered = 0.0 if self._answers != answers else unanswered + passed
+            answers = self._answers
+            if unanswered >= self._settings.detect_s:
+                self._done.set()
+                say(f"cut off: no answer from the store that agents meet in for {unanswered:.1f} s")
+                self._alarm.cut_off()
+
+
+class Rendezvous(RendezvousHandler):
+    """One agent's part in the meeting."""
+
+    def __init__(self, settings: Settings, alarm: Alarm) -> None:
+        """Connect.
+
+        Raises:
+            RuntimeError: there is no store.
+        """
+        self._settings = settings
+        self._board = Board(settings)
+        self._watch = Watch(settings, alarm)
+        self.noticed = time.time()
+        """When the agent noticed that the last round is over (Unix seconds); at first, when it started."""
+        self.left = False
+        """Whether the last workers were asked to leave, and did."""
+
+    @property
+    def use_agent_store(self) -> bool:
+        """See base class: workers meet in the same store, under a name of their round's own."""
+        return True
+
+    def get_backend(self) -> str:
+        """See base class."""
+        return "fglaunch"
+
+    def get_run_id(self) -> str:
+        """See base class."""
+        return self._settings.run
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """See base class; workers are told their round, and when what happened, by the environment."""
+        stopped = time.time()
+        self._watch.work_in(None)
+        meeting = self._take_part()
+        self._watch.work_in(meeting.round)
+        tell_workers(meeting, noticed=self.noticed, stopped=stopped, met=time.time())
+        rank = next(m.rank for m in meeting.members if m.id == self._settings.me.id)
+        say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}")
+        return RendezvousInfo(
+            PrefixStore(f"agents/{meeting.round}", self._board.store),
+            rank,
+            len(meeting.members),
+            RendezvousStoreInfo(self._settings.host, self._settings.port),
+        )
+
+    def _take_part(self) -> Meeting:
+        """Wait for a complete round with this agent in it.
+
+        Raises:
+            RendezvousTimeoutError: too few nodes came.
+            RendezvousClosedError: the work is done.
+        """
+        me, seats = self._settings.me, self._settings.seats
+        meeting = self._board.change(lambda m: membership.come(m, me, seats, left=self.left))
+        deadline, seen, since = time.monotonic() + _JOIN_S, meeting.members, time.monotonic()
+        while True:
+            if meeting.closed:
+                raise RendezvousClosedError
+            if meeting.complete and meeting.has(me.id):
+                return meeting
+            now = time.monotonic()
+            if meeting.members != seen:
+                seen, since = meeting.members, now
+            if any(m.id == me.id for m in meeting.waiting):  # a spare waits as long as it takes
+                deadline = now + _JOIN_S
+            if now > deadline:
+                raise RendezvousTimeoutError(f"fewer than {seats.least} nodes within {_JOIN_S:g} s")
+            quiet = now - since >= self._settings.last_call_s
+            meeting = self._board.change(partial(_go_on, me=me, seats=seats, quiet=quiet))
+            if not (meeting.complete and meeting.has(me.id)):
+                time.sleep(_POLL_S)
+
+    def num_nodes_waiting(self) -> int:
+        """See base class: how many the round has room for."""
+        return max(0, membership.growth(self._watch.meeting, self._settings.seats))
+
+    def is_closed(self) -> bool:
+        """See base class."""
+        return self._board.read().closed
+
+    def set_closed(self) -> None:
+        """See base class: the work is done."""
+        self._watch.finished()
+        self._board.change(membership.close)
+
+    def shutdown(self) -> bool:
+        """See base class: take no further part; the others go on."""
+        self._watch.finished()
+        me, seats = self._settings.me, self._settings.seats
+        try:
+            self._board.change(lambda m: membership.lose(m, [me.id], f"{me.node} left", seats))
+        except RuntimeError:
+            return False
+        return True
+
+
+def _go_on(meeting: Meeting, *, me: Member, seats: Seats, quiet: bool) -> Meeting:
+    """Stay in, come again if this agent was struck out meanwhile, and complete the round if that can be."""
+    if meeting.complete and meeting.has(me.id):
+        return meeting
+    return membership.complete(membership.come(meeting, me, seats), seats, quiet=quiet)
+
+
+def say(text: str) -> None:
+    """Tell whoever reads the agent's log."""
+    print(f"{time.strftime('%H:%M:%S')} agent {os.getpid()}: {text}", file=sys.stderr, flush=True)

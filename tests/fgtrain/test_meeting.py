@@ -1,0 +1,138 @@
+"""Agents that meet in a real TCPStore: who comes, who leaves, who falls silent, and a store that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousInfo
+
+from fgtrain import membership
+from fgtrain.meeting import Alarm, Board, Rendezvous, Settings
+from fgtrain.membership import Member, Seats
+from tests.testbed.runs import ROOT
+
+_TIMEOUT_S = 60.0
+
+
+class Place:
+    """A store to meet in, and agents that are threads of this process."""
+
+    def __init__(self) -> None:
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        self.port = self.store.port
+        self.pool = ThreadPoolExecutor(8)
+        self.agents: list[Agent] = []
+
+    def settings(self, number: int, seats: Seats) -> Settings:
+        return Settings("127.0.0.1", self.port, "run", Member(f"id{number}", f"node{number}"), seats, 1.0, 0.2)
+
+    def agent(self, number: int, seats: Seats) -> Agent:
+        agent = Agent(self, self.settings(number, seats))
+        self.agents.append(agent)
+        return agent
+
+    def end(self) -> None:
+        for agent in self.agents:
+            agent.rendezvous.shutdown()
+        self.pool.shutdown()
+
+
+class Agent:
+    """One of them; `over` is set when its round is, `lost` when there is no store any more."""
+
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self._pool = place.pool
+        self.over, self.lost = threading.Event(), threading.Event()
+        self.rendezvous = Rendezvous(settings, Alarm(self.over.set, self.lost.set, self.lost.set))
+
+    def meet(self) -> Future[RendezvousInfo]:
+        return self._pool.submit(self.rendezvous.next_rendezvous)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # agents tell their workers of a round by it
+    place = Place()
+    yield place
+    place.end()
+
+
+def ranks(*meetings: Future[RendezvousInfo]) -> list[tuple[int, int]]:
+    return [(i.rank, i.world_size) for i in (m.result(_TIMEOUT_S) for m in meetings)]
+
+
+def test_agents_meet_and_who_leaves_is_left_behind(place: Place) -> None:
+    seats = Seats(1, 2)
+    a, b = place.agent(0, seats), place.agent(1, seats)
+    assert ranks(a.meet(), b.meet()) == [(0, 2), (1, 2)]
+    assert not a.over.is_set()
+    b.rendezvous.shutdown()
+    assert a.over.wait(_TIMEOUT_S)
+    assert ranks(a.meet()) == [(0, 1)]
+
+
+def test_silent_agent_is_struck_out(place: Place) -> None:
+    seats = Seats(1, 2)
+    silent = place.settings(1, seats)
+    board = Board(silent)
+    board.beat(silent.me.id)  # once, and never again
+    board.change(lambda m: membership.come(m, silent.me, seats))
+    a = place.agent(0, seats)
+    assert ranks(a.meet()) == [(0, 2)]
+    assert a.over.wait(_TIMEOUT_S)
+    assert "node1 silent" in board.read().why
+    assert ranks(a.meet()) == [(0, 1)]
+
+
+def test_newcomer_is_announced_and_a_spare_is_not(place: Place) -> None:
+    seats = Seats(1, 2)
+    a = place.agent(0, seats)
+    assert ranks(a.meet()) == [(0, 1)]
+    b = place.agent(1, seats)
+    coming = b.meet()
+    waiting = threading.Event()
+    for _ in range(600):
+        if a.rendezvous.num_nodes_waiting() == 1:
+            break
+        waiting.wait(0.1)
+    assert a.rendezvous.num_nodes_waiting() == 1
+    assert ranks(a.meet(), coming) == [(0, 2), (1, 2)]
+    spare = place.agent(2, seats).meet()
+    b.rendezvous.shutdown()
+    assert a.over.wait(_TIMEOUT_S)
+    assert ranks(a.meet(), spare) == [(0, 2), (1, 2)]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
+def test_store_that_dies_or_does_not_answer_is_told_of(place: Place, sig: signal.Signals) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place.port = probe.getsockname()[1]
+    argv = [sys.executable, "-m", "fgtrain.rendezvous", "--port", str(place.port)]
+    with subprocess.Popen(argv, cwd=ROOT) as store:
+        a = place.agent(0, Seats(1, 1))
+        assert ranks(a.meet()) == [(0, 1)]
+        store.send_signal(sig)
+        assert a.lost.wait(_TIMEOUT_S)
+        store.kill()
+
+
+def test_spare_of_work_that_is_done_is_told(place: Place) -> None:
+    seats = Seats(1, 1)
+    a = place.agent(0, seats)
+    assert ranks(a.meet()) == [(0, 1)]
+    spare = place.agent(1, seats).meet()
+    a.rendezvous.set_closed()
+    with pytest.raises(RendezvousClosedError):
+        spare.result(_TIMEOUT_S)
+    assert not a.over.is_set()
