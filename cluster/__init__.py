@@ -172,6 +172,83 @@ class Inspectable(Protocol):
         """Look at each machine; one that does not answer is a report, no error."""
 
 
+class Request(NamedTuple):
+    """A job to queue: `nodes` machines with `gpus` GPUs each, of which the first runs `python *args` in the project.
+
+    `run` names it; its output goes to the run's working folder.
+    """
+
+    run: str
+    nodes: int
+    gpus: int
+    args: tuple[str, ...]
+
+
+class JobState(NamedTuple):
+    """How a queued job fares, `text` in the queue's own words.
+
+    Attributes:
+        waits: it has not begun, or not begun again.
+        text: its state, and why.
+        starts: how often it was begun anew.
+        leaving: the queue takes its nodes for others, and it may go on later.
+        called_off: somebody has ended it, and its end has begun.
+    """
+
+    waits: bool
+    text: str
+    starts: int
+    leaving: bool
+    called_off: bool = False
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """What a backend may offer beside a `Cluster`: jobs that wait for their nodes and are gone on with by themselves.
+
+    A job's program is sent SIGUSR1 before its time is over; then it may ask to be gone on with `again`.
+    """
+
+    lead_s: float
+    """How long before the end that signal comes."""
+    own: str
+    """The job that this process runs in, "" if it is outside of any."""
+
+    def script(self, request: Request) -> str:
+        """Return what `submit` hands to the queue, for the user to read."""
+
+    def submit(self, request: Request) -> str:
+        """Queue a job and return its number.
+
+        Raises:
+            ClusterError: the queue does not take it.
+        """
+
+    def look(self, job: str) -> JobState | None:
+        """Return how a job fares, None if it is over.
+
+        Raises:
+            ClusterError: the queue does not answer.
+        """
+
+    def cancel(self, job: str) -> None:
+        """End a job; no error if it is over.
+
+        Raises:
+            ClusterError: the queue does not answer, or refuses.
+        """
+
+    def log(self, run: str, job: str) -> Path:
+        """Return the file that a job's output is appended to."""
+
+    def again(self, job: str) -> str:
+        """Have this process's own job gone on with, as the settings say; returns the number it will have, "" for none.
+
+        Raises:
+            ClusterError: the queue refuses.
+        """
+
+
 class Offer(NamedTuple):
     """Machines that could be rented: where, of which kind, how many, and what they cost together, in US dollars."""
 

@@ -21,6 +21,7 @@ from typing import Any
 import sky
 from sky import exceptions
 from sky.client import sdk
+from sky.jobs.client import sdk as jobs_sdk
 from sky.optimizer import Optimizer
 from sky.server import common as server_common
 
@@ -139,6 +140,25 @@ def down(cluster: str) -> None:
         sdk.get(sdk.down(cluster))
 
 
+def launch_managed(config: Mapping[str, Any], name: str) -> int:
+    """Hand a task to SkyPilot's managed jobs; returns its number."""
+    numbers, _ = sdk.stream_and_get(jobs_sdk.launch(_task(config), name=name), output_stream=sys.stderr)
+    return int(numbers[0])
+
+
+def managed(job: int) -> dict[str, Any] | None:
+    """Return how a managed job fares, None if it is over."""
+    records, *_ = sdk.get(jobs_sdk.queue_v2(refresh=True, skip_finished=True, job_ids=[job]))
+    if not records:
+        return None
+    return {"status": str(records[0].status.value), "recoveries": records[0].recovery_count or 0}
+
+
+def cancel_managed(job: int) -> None:
+    """End a managed job."""
+    sdk.get(jobs_sdk.cancel(job_ids=[job]))
+
+
 def _task(config: Mapping[str, Any]) -> Any:
     return sky.Task.from_yaml_config(dict(config))
 
@@ -156,6 +176,9 @@ ACTIONS: dict[str, Callable[..., Any]] = {
         job_runs,
         logs,
         down,
+        launch_managed,
+        managed,
+        cancel_managed,
     )
 }
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, Offer, _ssh_settings
+from cluster import ClusterError, JobState, Offer, _ssh_settings
 
 VERSION = "0.14"
 _ENVIRONMENT = "~/.fglaunch/sky"
 _NAME_LENGTH = 30  # clouds have limits near 60 for names that SkyPilot makes longer
 _PLACE = "~/.fglaunch-sky"
+_WAITS = ("PENDING", "STARTING", "RECOVERING")  # Source: sky.jobs.state.ManagedJobStatus
 _OURS = ("hosts", "user", "port", "ssh_config", "slots", "rendezvous", "addresses")  # SkyPilot says these
 
 
@@ -28,6 +30,7 @@ class SkySettings:
     file_mounts: Mapping[str, Any] = field(default_factory=dict)
     setup: str = ""
     idle_minutes: int = 10
+    managed: bool = False
     ssh: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,6 +60,7 @@ def _check(values: Mapping[str, Any]) -> None:
         "file_mounts": (dict, "a table as SkyPilot knows it"),
         "setup": (str, "shell commands"),
         "idle_minutes": (int, "a whole number of minutes, 1 or more"),
+        "managed": (bool, "true or false"),
     }
     if "resources" not in values:
         raise ClusterError(f"clusters.toml: a sky cluster needs resources: {kinds['resources'][1]}")
@@ -135,6 +139,30 @@ def _job(name: str, idle_minutes: int, holder: str) -> str:
     )
 
 
+def managed_task(
+    settings: SkySettings, name: str, argv: Sequence[str], env: Mapping[str, str], project: str
+) -> dict[str, Any]:
+    """Return SkyPilot's task of a managed job: a supervisor on one machine, beside what it supervises.
+
+    Args:
+        settings: the cluster's entry.
+        name: the job's.
+        argv: what starts the supervisor.
+        env: of the supervisor.
+        project: the folder that is copied to the machine, and that the supervisor starts in.
+    """
+    return {
+        "name": name,
+        "num_nodes": 1,
+        "workdir": project,
+        "resources": dict(settings.resources),
+        **({"file_mounts": dict(settings.file_mounts)} if settings.file_mounts else {}),
+        **({"setup": settings.setup} if settings.setup else {}),
+        "envs": dict(env),
+        "run": f"exec {shlex.join(argv)}\n",
+    }
+
+
 def autostop(settings: SkySettings) -> int | None:
     """Return after how many idle minutes SkyPilot is to tear a cluster down; on Slurm it cannot, our job does."""
     named = [str(choice["infra"]) for choice in _choices(settings) if "infra" in choice]
@@ -163,6 +191,15 @@ def _count(accelerators: Any) -> int:
 
 
 # -- prices -------------------------------------------------------------------------------------------------------
+
+
+def parse_job(found: Mapping[str, Any] | None) -> JobState | None:
+    """Return how a managed job fares, out of what the driver says; None if it is over."""
+    if found is None:
+        return None
+    text = str(found["status"])
+    starts = int(found["recoveries"])
+    return JobState(waits=text in _WAITS, text=text, starts=starts, leaving=False, called_off=text == "CANCELLING")
 
 
 def parse_offer(raw: Mapping[str, Any]) -> Offer:

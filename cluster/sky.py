@@ -6,6 +6,7 @@ Its job (`cluster._sky_holder`) holds the run's programs, and ends once nothing 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -17,10 +18,12 @@ from typing import Any, NamedTuple
 
 from cluster import ClusterError, Command, Hardware, Node, Offer, Process, Report, Unreachable
 from cluster import _sky_task as words
+from cluster._sky_queue import JOB, SkyQueue
 from cluster._sky_rent import Landlord, Rent
 from cluster._ssh_client import Target
 from cluster._ssh_link import link_to
 from cluster._ssh_settings import Settings, parse_settings
+from cluster.local import LocalCluster
 from cluster.ssh import SshCluster
 
 _SILENT_S = 5.0  # when a node is silent for so long, SkyPilot is asked whether its cluster lives
@@ -298,7 +301,15 @@ def _reach(ssh: SshCluster, run: str, count: int, start_s: float) -> list[Node]:
         time.sleep(_TRY_AGAIN_S)
 
 
-def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> SkyCluster:
-    """See `cluster.open_cluster`; what can be set is in `cluster._sky_task`."""
+def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> SkyCluster | LocalCluster:
+    """See `cluster.open_cluster`; what can be set is in `cluster._sky_task`. In a managed job, its machine is meant."""
     found = words.parse_settings(settings)
+    if found.managed and os.environ.get(JOB):
+        return LocalCluster(work, Path.cwd())
     return SkyCluster(found, project, Landlord(found, work / "sky"))
+
+
+def open_queue(settings: Mapping[str, Any], project: Path, work: Path) -> SkyQueue | None:
+    """See `cluster.open_queue`: managed jobs, where the settings ask for them."""
+    found = words.parse_settings(settings)
+    return SkyQueue(found, project, work, Landlord(found, work / "sky")) if found.managed else None

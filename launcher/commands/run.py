@@ -72,7 +72,6 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step",
-        *([f"offer      {offer}" for offer in cluster.offers(len(nodes))] if isinstance(cluster, Rented) else []),
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)
@@ -83,13 +82,16 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
 def dry_run(
     run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
 ) -> list[str]:
-    """Return the plan and the command of every node, as lines."""
+    """Return the plan, what the machines are offered for, and the command of every node, as lines."""
+    offers = [f"offer      {offer}" for offer in cluster.offers(len(nodes))] if isinstance(cluster, Rented) else []
     where, meeting = cluster.rendezvous_node(run.name) or nodes[0], port or "FREE_PORT"
     commands = [(where, rendezvous_command(where, meeting))]
     for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
         command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
-    return planned(run, store, world) + [f"{node.name:<10} {_spell(node, command)}" for node, command in commands]
+    return [*planned(run, store, world), *offers] + [
+        f"{node.name:<10} {_spell(node, command)}" for node, command in commands
+    ]
 
 
 def _world(world: World) -> str:

@@ -95,3 +95,16 @@ def test_any_of_regions_are_all_offered_and_no_others(driver: Driver) -> None:
 def test_what_nobody_offers_is_an_error(driver: Driver) -> None:
     with pytest.raises(ClusterError, match="SkyPilot: "):
         driver.ask("offers", config=task(infra="aws", accelerators="V100:8"))
+
+
+def test_managed_task_is_read_as_it_was_meant(driver: Driver) -> None:
+    resources = {"infra": "aws", "accelerators": "A100:8", "use_spot": True}
+    settings = words.parse_settings({"resources": resources, "setup": "pip install x", "managed": True})
+    argv = ["python3", "-m", "launcher.job", "s3://bucket/x y", "run"]
+    config = words.managed_task(settings, "fgl-run", argv, {"AWS_REGION": "us-east-1"}, str(ROOT / "recipes"))
+    read = driver.ask("validate", config=config)
+    assert read["run"] == "exec python3 -m launcher.job 's3://bucket/x y' run\n"
+    assert read["workdir"] == str(ROOT / "recipes")
+    assert read["setup"] == "pip install x"
+    assert read["envs"] == {"AWS_REGION": "us-east-1"}
+    assert read["resources"]["use_spot"] is True

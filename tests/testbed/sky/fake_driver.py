@@ -92,6 +92,16 @@ class FakeSky:
     def job_runs(self, cluster: str, job: int) -> bool:
         return _lives(job)
 
+    def launch_managed(self, config: Mapping[str, Any], name: str) -> int:
+        (self.folder / "job-7").write_text(json.dumps(config))
+        return 7
+
+    def managed(self, job: int) -> dict[str, Any] | None:
+        return {"status": "RECOVERING", "recoveries": 2} if (self.folder / f"job-{job}").exists() else None
+
+    def cancel_managed(self, job: int) -> None:
+        (self.folder / f"job-{job}").unlink()
+
     def logs(self, cluster: str, job: int) -> str:
         return (self.home(cluster, 0) / "job.log").read_text()
 
