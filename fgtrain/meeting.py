@@ -126,10 +126,11 @@ class Watch:
         self._thread.start()
         threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
-    def work_in(self, round_: int | None) -> None:
-        """Say which round local workers belong to; None: there are none."""
+    def work_in(self, meeting: Meeting | None) -> None:
+        """Say in which complete round local workers work; None: there are none."""
         with self._lock:
-            self._round, self._over_since = round_, None
+            self._round, self._over_since = (None, None) if meeting is None else (meeting.round, None)
+            self.meeting = meeting or self.meeting
 
     def finished(self) -> None:
         """Stop: nothing that happens to the store or the others matters any more."""
@@ -151,9 +152,12 @@ class Watch:
             self._next_beat = time.monotonic() + self._every_s
             self._board.beat(self._settings.me.id)
             self._miss(self._board.read())
-        self.meeting = self._board.read()
+        round_, meeting = self._round, self._board.read()
         self._answers += 1
         with self._lock:
+            if self._round != round_:
+                return  # what was read may be older than the round that has begun meanwhile
+            self.meeting = meeting
             if self._is_over():
                 self._alarm.round_over()
 
@@ -229,7 +233,7 @@ class Rendezvous(RendezvousHandler):
         self._stopped = time.time()
         self._watch.work_in(None)
         meeting = self._take_part()
-        self._watch.work_in(meeting.round)
+        self._watch.work_in(meeting)
         tell_workers(meeting, noticed=self.noticed, stopped=self._stopped, met=time.time())
         rank = next(m.rank for m in meeting.members if m.id == self._settings.me.id)
         say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}")

@@ -32,13 +32,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None) -> list[str]:
+def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None, *, queued: bool = False) -> list[str]:
     """Check all that starting on a cluster needs, leaving no trace; returns what the user should know.
+
+    `queued`: its nodes are not known before a job has them.
 
     Raises:
         UserError, ClusterError
     """
     check_world(run.plan, world)
+    if queued:
+        return []
     if port is not None:
         _check_port(run.name, cluster, port)
     if cluster.name != "local":

@@ -49,7 +49,7 @@ def call(args: argparse.Namespace) -> int:
     asked = limits.asked(args)
     limits.check_priced(asked, prices_on(cluster_name, cluster))
     foreground.check_store(runs.store, cluster_name, cluster)
-    notes = foreground.check_start(run, cluster, world, args.port)
+    notes = foreground.check_start(run, cluster, world, args.port, queued=queue is not None)
     check_data(run)
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)

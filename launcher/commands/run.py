@@ -34,7 +34,7 @@ def call(args: argparse.Namespace) -> int:
         queued.check_world(world)
     limits.check_priced(asked, prices_on(cluster_name, cluster))
     run, notes = prepare.prepare(args.recipe, args.overrides, world, args.name)
-    notes += foreground.check_start(run, cluster, world, args.port)
+    notes += foreground.check_start(run, cluster, world, args.port, queued=queue is not None)
     store = open_store(args.store or prepare.default_store())
     foreground.check_store(store, cluster_name, cluster)
     run = prepare.begin_from(run, store, args.init_from, args.init_skip)

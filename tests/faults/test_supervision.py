@@ -44,6 +44,7 @@ def pulse(runs: Runs, run: str, node: int) -> int:
 
 
 def test_stopped_worker_is_noticed_named_and_replaced(runs: Runs) -> None:
+    runs.env["FGLAUNCH_COLD"] = "1"  # a warm process notices sooner that its child is stopped
     quick = ("--supervise", "watchdog.floor_s=8", "--supervise", "watchdog.factor=5")
     with runs.start("frozen", *RECIPE, *quick, "--name", "frozen") as run:
         run.wait_step(12)
