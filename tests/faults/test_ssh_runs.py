@@ -20,9 +20,10 @@ from tests.testbed.s3_proxy import s3_proxy
 
 pytestmark = pytest.mark.train
 
+EPOCHS, SAMPLES = 8, 1438  # of the digits that are trained on
 RECIPE = (
     *("recipes/quickstart.py", "--cluster", "lab", "--nodes", "2", "--gpus", "1"),
-    *("--set", "epochs=8", "--set", "loader.workers=0", "--set", "snapshots.steps=4"),
+    *("--set", f"epochs={EPOCHS}", "--set", "loader.workers=0", "--set", "snapshots.steps=4"),
 )
 
 
@@ -72,7 +73,7 @@ def assert_each_sample_once(lines: str) -> None:
     turns = [(row["step"], row["micro"]) for row in rows]
     assert turns == [(step, micro) for step in range(max(turns)[0] + 1) for micro in range(4)]
     seen = [tuple(i) for row in rows for i in row["ids"]]
-    assert len(seen) == len(set(seen)) == 64 * max(turns)[0]
+    assert len(seen) == len(set(seen)) == EPOCHS * SAMPLES
 
 
 def cut_and_heal(run: LiveRun, lab: Hosts) -> None:
