@@ -165,6 +165,8 @@ class Supervisor:
         while True:
             self._pass_on_events()
             outcome = self._look() or self._look_at_agents() or self._decide()
+            if outcome and outcome.state == "failed" and self._post and self._post.successor():
+                return self._give_way()  # it failed because another goes on with it
             if outcome:
                 return outcome
             self._start_due()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,12 +81,13 @@ def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:
         run.wait_snapshot(10)
         os.kill(run.process.pid, signal.SIGKILL)
         wait_for(lambda: runs.processes() == [], "agents and workers leave", 60)
-    codes: list[int] = []
-    threads = [threading.Thread(target=lambda: codes.append(runs.call("resume", "lost").returncode)) for _ in range(2)]
+    done: list[subprocess.CompletedProcess[str]] = []
+    threads = [threading.Thread(target=lambda: done.append(runs.call("resume", "lost"))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(400)
-    assert sorted(codes) in ([0, 2], [0, 3])  # refused, since the other was there already; or fenced
+    codes = sorted(d.returncode for d in done)
+    assert codes in ([0, 2], [0, 3]), [d.stderr for d in done]  # refused, since the other was there already; or fenced
     assert runs.processes() == []
     assert runs.json("ps")[0]["state"] == "finished"

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import Command
 from fgtrain.plan import World
-from fgtrain.runstore import RunStore
+from fgtrain.runstore import Failure, RunStore
 from fgtrain.stores import open_store
 from launcher import exclusions
 from launcher.events import Event
@@ -393,6 +393,19 @@ def test_supervisor_that_lost_its_office_does_nothing_more() -> None:
     status = read_status(scene.runs)
     assert status is not None
     assert status.state == "running"
+
+
+def test_what_fails_because_another_has_taken_over_is_no_failure_of_the_run() -> None:
+    scene = Scene()
+
+    def replaced() -> None:
+        take_office(scene.runs, "lab", scene.world)
+        failure = Failure(attempt=1, rank=0, time=scene.clock.time(), kind="user", message="no", traceback="")
+        scene.runs.write("errors/00001-00000-1.json", failure)
+
+    scene.at(20.0, replaced)
+    outcome = scene.supervise()
+    assert (outcome.state, outcome.exit_code) == ("fenced", EXIT_FENCED)
 
 
 def test_fenced_supervisor_takes_its_own_agents_along_where_nothing_lasts() -> None:

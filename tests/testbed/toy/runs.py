@@ -106,7 +106,7 @@ class ToyRun:
                     found.append(json.loads(line))
         return sorted((e for e in found if kind in (None, e["event"])), key=lambda e: e["time"])
 
-    def wait_event(self, kind: str, count: int = 1, timeout_s: float = 90.0) -> dict[str, Any]:
+    def wait_event(self, kind: str, count: int = 1, timeout_s: float = 240.0) -> dict[str, Any]:
         """Wait until there are `count` events of a kind; returns the last of them."""
         wait_for(lambda: len(self.events(kind)) >= count or self.failed(), f"{count} x {kind}: {self.log()}", timeout_s)
         assert not self.failed(), self.log()
@@ -179,7 +179,7 @@ class ToyRun:
                         found.append(int(child.pid))
         return found
 
-    def wait_ended(self, timeout_s: float = 90.0) -> int:
+    def wait_ended(self, timeout_s: float = 240.0) -> int:
         """Wait until the supervisor has ended; returns its exit code."""
         wait_for(lambda: self.pid in self._nursery.ended, f"the run ends: {self.log()}", timeout_s)
         return self._nursery.ended[self.pid]
