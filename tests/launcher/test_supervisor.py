@@ -403,7 +403,7 @@ def test_what_fails_because_another_has_taken_over_is_no_failure_of_the_run() ->
         failure = Failure(attempt=1, rank=0, time=scene.clock.time(), kind="user", message="no", traceback="")
         scene.runs.write("errors/00001-00000-1.json", failure)
 
-    scene.at(20.0, replaced)
+    scene.at(22.0, replaced)  # between two looks at who holds the office
     outcome = scene.supervise()
     assert (outcome.state, outcome.exit_code) == ("fenced", EXIT_FENCED)
 
