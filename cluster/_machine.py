@@ -30,6 +30,16 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def read_file(path: str, offset: int) -> bytes:
+    """Return a file from `offset` on; empty if it is not there (yet)."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
 def free_bytes(folder: str) -> int:
     """Return what is free on the disk that a folder is on, or would be on; 0 if that cannot be told."""
     place = Path(folder)

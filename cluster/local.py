@@ -157,12 +157,7 @@ class LocalCluster:
 
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
-        try:
-            with (Path(node.folder) / name).open("rb") as file:
-                file.seek(offset)
-                return file.read()
-        except FileNotFoundError:
-            return b""
+        return _machine.read_file(str(Path(node.folder) / name), offset)
 
 
 def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> LocalCluster:

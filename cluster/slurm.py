@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cluster import ClusterError, Command, Hardware, JobState, Node, Request
+from cluster import ClusterError, Command, Hardware, JobState, Node, Request, _machine
 from cluster import _slurm_words as words
 
 _CALL_S = 60.0
@@ -295,12 +295,7 @@ class SlurmCluster:
 
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
-        try:
-            with (Path(node.folder) / name).open("rb") as file:
-                file.seek(offset)
-                return file.read()
-        except FileNotFoundError:
-            return b""
+        return _machine.read_file(str(Path(node.folder) / name), offset)
 
     def leaving(self) -> bool:
         """Tell whether Slurm takes the nodes away; then it has sent SIGTERM to all steps itself."""

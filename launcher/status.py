@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from pathlib import Path
 
 import msgspec
 
+from cluster import _host_processes
 from fgtrain.errors import KeyMissing, UserError
 from fgtrain.runstore import RunFile, RunStore, is_name
 
 HEARTBEAT_S = 5.0
 _SILENT_S = 30.0
-_START_TIME = 19  # field 22, counted from the one after the name. Source: proc(5)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,31 +52,8 @@ def live_state(status: Status | None) -> str:
     return "running" if time.time() - status.updated < _SILENT_S else "lost"
 
 
-def process_token(pid: int) -> str | None:
-    """Return what tells a living process from a later one of the same number; None if there is none.
-
-    Where there is no /proc, the number has to do.
-    """
-    if not Path("/proc/self/stat").exists():
-        return str(pid) if _exists(pid) else None
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    if after_name[0] in "ZX":  # dead, and not yet waited for
-        return None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}:{after_name[_START_TIME]}"
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+process_token = _host_processes.token
+"""What tells a living process from a later one of the same number; None if there is none."""
 
 
 def existing_run(runs: RunStore) -> RunFile:
