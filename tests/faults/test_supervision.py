@@ -68,7 +68,7 @@ def test_supervisor_that_finds_another_leaves_the_run_to_it(runs: Runs) -> None:
         assert earlier is not None
         assert earlier.pid == run.process.pid
         take_office(store, "local", earlier.world)
-        assert run.wait(60) == 3
+        assert run.wait(240) == 3
         assert run.all() == []
         last = run.output().splitlines()[-1]
         assert last.startswith("two: supervisor 2 on ")
@@ -80,7 +80,7 @@ def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:
     with runs.start("lost", *RECIPE, "--name", "lost") as run:
         run.wait_snapshot(10)
         os.kill(run.process.pid, signal.SIGKILL)
-        wait_for(lambda: runs.processes() == [], "agents and workers leave", 60)
+        wait_for(lambda: runs.processes() == [], "agents and workers leave", 240)
     done: list[subprocess.CompletedProcess[str]] = []
     threads = [threading.Thread(target=lambda: done.append(runs.call("resume", "lost"))) for _ in range(2)]
     for thread in threads:
