@@ -20,9 +20,17 @@ from tests.testbed.runs import wait_for
 def test_shares_that_die_with_an_uploader_are_given_up_by_the_next(tmp_path: Path, rank: int, told: list[str]) -> None:
     runs = RunStore(open_store(f"file://{tmp_path}/store"), "run")
     start = Start(
-        **{"store": runs.store.url, "run": "run", "memory": str(tmp_path), "attempt": 1, "rank": rank},
-        **{"parent": os.getpid(), "last": None, "verified": False, "host": "127.0.0.1", "token": ""},
-    )  # type: ignore[arg-type]
+        store=runs.store.url,
+        run="run",
+        memory=str(tmp_path),
+        attempt=1,
+        rank=rank,
+        parent=os.getpid(),
+        last=None,
+        verified=False,
+        host="127.0.0.1",
+        token="",
+    )
     uploads = Uploads(start)
     try:
         os.kill(uploads.pid, signal.SIGSTOP)
