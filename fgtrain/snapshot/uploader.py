@@ -48,7 +48,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
     chunks of another run's manifest that this run refers to. `memory` is the node's folder for copies of other nodes'
     shares, `host` this node's address, `port` where copies are expected (0: anywhere),
-    `token` the job's secret ("": no copies are taken in). `abandoned`: steps whose shares died with the uploader before.
+    `token` the job's secret ("": no copies are taken in). `abandoned`: the steps whose shares died with the uploader
+    before.
     """
 
     store: str
