@@ -37,17 +37,21 @@ class RunningStatistics:
         """Take in where this micro-batch led (`weight` 0: a stand-in without samples) and go back to the start."""
         if self.live:
             torch._foreach_add_(self._sum, self.live, alpha=weight)
-            self._go_back()
+            self.go_back()
 
     @torch.no_grad()
     def take(self) -> list[torch.Tensor]:
         """Return where this micro-batch led and go back to the start: what `end_micro_batch` adds up, by itself."""
         led = [b.clone() for b in self.live]
         if self.live:
-            self._go_back()
+            self.go_back()
         return led
 
-    def _go_back(self) -> None:
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Put everything as it was when the step began."""
+        if not self.live:
+            return
         torch._foreach_copy_(self.live, self._start)
         torch._foreach_copy_(self._counters, self._counts)  # layers without momentum divide by them
 

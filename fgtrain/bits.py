@@ -43,17 +43,24 @@ class FixedTree:
         """Take a network whose weights are the same on every rank; `shares` are the ranks' micro-batches."""
         assert_equal(net, place)
         self.net = net
-        self._place, self._mine = place, shares[place.rank]
+        self._place, self._whole = place, shares
         self._norms = RunningStatistics(net)
         # Backward gets to the last layers first, so their bucket goes first; statistics join the first layers'.
         self._parameters = [p for p in net.parameters() if p.requires_grad][::-1]
-        slots = [*self._parameters, *self._norms.live]
-        self._ranges = list(cut(slots))
-        self._buckets = [Bucket([slots[i] for i in r], shares, place.rank) for r in self._ranges]
+        self._slots = [*self._parameters, *self._norms.live]
+        self._ranges = list(cut(self._slots))
+        self.divide(1)
         self._guard = _Buffers(net, self._norms.live)
         self._exchanging = False
         if place.size > 1:
             self._watch_backward()
+
+    def divide(self, parts: int) -> None:
+        """See `Reduction`: the tree is that of a recipe with such micro-batches."""
+        shares = [range(s.start * parts, s.stop * parts) for s in self._whole]
+        self._mine = shares[self._place.rank]
+        self._buckets: list[Bucket] = []  # free the old ones' memory first
+        self._buckets = [Bucket([self._slots[i] for i in r], shares, self._place.rank) for r in self._ranges]
 
     def begin_step(self) -> None:
         """Forget the last step."""
@@ -61,7 +68,7 @@ class FixedTree:
         self._guard.begin_step()
         for bucket in self._buckets:
             bucket.begin_step()
-        self._filled = 0
+        self._filled, self._complete = 0, True
         self._used = [False] * len(self._parameters)
         self._sent = 0
 
@@ -82,26 +89,50 @@ class FixedTree:
             if not collected:
                 self._collect(b, statistics)
 
-    def exchange(self, mail: torch.Tensor) -> None:
-        """Finish the exchange of gradients and statistics; `mail` travels among them."""
+    def exchange(self, words: torch.Tensor, mail: torch.Tensor) -> torch.Tensor:
+        """Finish the exchange of gradients and statistics; `words` and `mail` travel among them."""
         self._guard.check()
         self._send_collected()
-        n = len(self._parameters)
-        own = torch.tensor([self._filled, *self._used], dtype=torch.float32, device=mail.device)
+        n, m = len(self._parameters), len(words)
+        own = torch.tensor([self._filled, *self._used, *words.tolist()], dtype=torch.float32, device=mail.device)
         sums = torch.cat([own, mail])
         arrived = agreeing(sums)
         for bucket in self._buckets:
             bucket.combine()
-        totals = [t for bucket in self._buckets for t in bucket.total()]
+        totals = [t for bucket in self._buckets for t in bucket.total()] if self._complete else []
         arrived()
-        for parameter, total, ranks in zip(self._parameters, totals, sums[1 : n + 1].tolist(), strict=False):
+        told = sums[: n + 1 + m].tolist()
+        for parameter, total, ranks in zip(self._parameters, totals, told[1 : n + 1], strict=False):
             parameter.grad = total if ranks else None
-        self._sums, self._statistics = sums, totals[n:]
+        self._all_filled, self._mail, self._statistics = told[0], sums[n + 1 + m :], totals[n:]
+        return torch.tensor(told[n + 1 :])
 
     def end_step(self) -> torch.Tensor:
         """Set the running statistics and return the sum of the mail."""
-        self._norms.end_step(_flat(self._statistics), float(self._sums[0]))
-        return self._sums[len(self._parameters) + 1 :]
+        self._norms.end_step(_flat(self._statistics), self._all_filled)
+        return self._mail
+
+    # -- out of memory --------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """Give up this rank's part: put statistics back; for each leaf that is missing, zeros, as the others wait."""
+        self._exchanging = False
+        self._norms.go_back()
+        for parameter in self._parameters:
+            parameter.grad = None
+        if self._place.size == 1:
+            self._complete = False
+            return
+        for leaf in range(self._leaf, self._mine.stop):
+            for b, slots in enumerate(self._ranges):
+                if leaf > self._leaf or not self._collected[b]:
+                    zeros = [torch.zeros_like(self._slots[i], requires_grad=False) for i in slots]
+                    self._buckets[b].push(leaf, zeros)
+        self._collected = [True] * len(self._buckets)
+
+    def drop_step(self) -> None:
+        """Let what was exchanged go; nothing of it is set."""
+        self._statistics = []
 
     # -- leaves ---------------------------------------------------------------------------------------------------
 

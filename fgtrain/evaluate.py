@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from fgtrain import loader
 from fgtrain.data import Sample
+from fgtrain.fitting import smaller
 from fgtrain.freeze import train_mode
 from fgtrain.journal import Journal
+from fgtrain.oom import is_oom, make_room
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place, agree, agreeing
 from fgtrain.plan import Plan, share
@@ -40,6 +42,7 @@ def evaluate(
     micro_batches = -(-len(samples) // recipe.evaluate.micro)
     mine = share(micro_batches, place.rank, place.size)
     table = torch.zeros(micro_batches, 4, dtype=torch.float64)
+    measure = _Measure(recipe, state.net, place.device)
     state.net.eval()
     with state.ema.applied(state.net) if state.ema else nullcontext():
         batches = loader.evaluation_batches(recipe, samples, mine, pin=place.device.type == "cuda")
@@ -48,7 +51,7 @@ def evaluate(
             wait = agreeing(asked)
             if turn < len(mine):
                 batch = loader.checked(next(batches), recipe)
-                table[mine[turn]] = _measure(recipe, state.net, batch, place.device)
+                table[mine[turn]] = measure(batch)
             wait()
             if asked.item():
                 return None
@@ -92,6 +95,37 @@ class Evaluations:
         state.best = max(state.best, {"step": state.step, **result}, key=lambda r: r.get("top1", -1.0))
         self._journal.evaluation(state.step, self._plan.epoch_at(state.step), result)
         return True
+
+
+class _Measure:
+    """Measures micro-batches; in smaller pieces, from the first on for which there was no memory."""
+
+    def __init__(self, recipe: Recipe, net: torch.nn.Module, device: torch.device) -> None:
+        self._recipe, self._net, self._device = recipe, net, device
+        self._micro = recipe.evaluate.micro
+
+    def __call__(self, batch: loader.MicroBatch) -> torch.Tensor:
+        """Return sums over a micro-batch. See `_measure`."""
+        while (found := self._try(batch)) is None:
+            make_room(self._device)
+            less = smaller(self._micro)
+            if less is None:
+                raise torch.OutOfMemoryError("out of memory with a single sample, in evaluation")
+            self._micro = less
+        return found
+
+    def _try(self, batch: loader.MicroBatch) -> torch.Tensor | None:
+        count = self._recipe.evaluate.micro // self._micro
+        try:
+            rows = [
+                _measure(self._recipe, self._net, piece, self._device)
+                for piece in loader.pieces(batch, self._micro, count)
+            ]
+        except RuntimeError as error:
+            if not is_oom(error):
+                raise
+            return None
+        return torch.stack(rows).sum(0)
 
 
 def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Journal:
         self._last_event = 0.0
         self._last_step = time.perf_counter()
         self._images_per_s = 0.0
+        self._pending: list[tuple[int, float, float, StepReport]] = []
 
     def event(self, kind: str, **fields: Any) -> None:
         """Tell displays something."""
@@ -39,7 +40,7 @@ class Journal:
         self._last_step = time.perf_counter()
 
     def step(self, step: int, epoch: float, report: StepReport) -> None:
-        """Record a step that was taken (`step` counts it)."""
+        """Record a step that was taken (`step` counts it); its loss is written once it is known, a step late."""
         for micro_batch, ids in report.ids:
             self._keep("samples", step, {"step": step - 1, "micro": micro_batch, "ids": ids})
         if not self._place.leads:
@@ -48,11 +49,19 @@ class Journal:
         speed = report.samples / max(now - self._last_step, 1e-9)
         self._images_per_s = 0.9 * self._images_per_s + 0.1 * speed if self._images_per_s else speed
         self._last_step = now
-        row = {"step": step, "epoch": round(epoch, 4), "loss": report.loss, "lr": report.rate}
-        self._metric(step, row | {"images_per_s": round(speed, 2)})
-        if now - self._last_event >= _EVENT_PERIOD_S:
-            self._last_event = now
-            self.event("step", **row, images_per_s=round(self._images_per_s, 2))
+        self._pending.append((step, epoch, speed, report))
+        self._settle(waiting=1)
+
+    def _settle(self, waiting: int = 0) -> None:
+        """Write what is known of the steps so far; leave at most `waiting` steps that are not."""
+        while self._pending and (len(self._pending) > waiting or self._pending[0][3].losses.known()):
+            step, epoch, speed, report = self._pending.pop(0)
+            row = {"step": step, "epoch": round(epoch, 4), "loss": report.loss, "lr": report.rate}
+            self._metric(step, row | {"images_per_s": round(speed, 2)})
+            now = time.perf_counter()
+            if now - self._last_event >= _EVENT_PERIOD_S:
+                self._last_event = now
+                self.event("step", **row, images_per_s=round(self._images_per_s, 2))
 
     def phases(self, attempt: int, phases: Phases) -> None:
         """Say, after an attempt's first step, where the time went since the end of the last."""
@@ -63,6 +72,7 @@ class Journal:
 
     def evaluation(self, step: int, epoch: float, result: dict[str, float]) -> None:
         """Record an evaluation after `step` steps."""
+        self._settle()
         if self._place.leads:
             row = {"step": step, "epoch": round(epoch, 4)} | {f"val_{k}": v for k, v in result.items()}
             self._metric(step, row)
@@ -71,6 +81,7 @@ class Journal:
 
     def uncommitted(self) -> Lines:
         """Return a copy of the lines that no commit is known to hold."""
+        self._settle()
         return {log: list(lines) for log, lines in self._lines.items()}
 
     def committed(self, step: int) -> None:
@@ -92,6 +103,7 @@ class Journal:
 
     def close(self) -> None:
         """Flush and close files."""
+        self._settle()
         if self._board:
             self._board.close()
         if self._events:

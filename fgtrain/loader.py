@@ -40,6 +40,18 @@ class MicroBatch(NamedTuple):
     bad: list[BadImage]
 
 
+def pieces(batch: MicroBatch, micro: int, count: int) -> Iterator[MicroBatch]:
+    """Cut a micro-batch into `count` of at most `micro` samples, the last ones shorter or empty; bad pictures stay out.
+
+    Views, not copies: pinned memory stays pinned.
+    """
+    for start in range(0, micro * count, micro) if count > 1 else ():
+        cut = slice(start, start + micro)
+        yield MicroBatch(batch.images[cut], batch.labels[cut], batch.ids[cut], [])
+    if count == 1:
+        yield batch
+
+
 class Pictures(Dataset[Item | BadImage]):
     """The samples of a split, read and cut when asked for by (epoch, sample index)."""
 

@@ -25,6 +25,17 @@ def build_optimizer(recipe: Recipe, net: torch.nn.Module) -> torch.optim.Optimiz
             return torch.optim.AdamW(parameters, o.lr, o.betas, o.eps, o.weight_decay, fused=True)
 
 
+def computes_in(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Return the type that a recipe's network computes in: with "auto", bf16 on GPUs that have it, else fp32.
+
+    GPUs that only emulate bf16, before NVIDIA's Ampere, would be slower with it.
+    """
+    if recipe.precision == "auto":
+        has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+
+
 def build_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
     """Make the loss scaler; it does nothing unless the recipe computes in fp16."""
     return torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -32,5 +43,5 @@ def build_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """Return the context in which the network runs forward."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=recipe.precision != "fp32")
+    dtype = computes_in(recipe, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -80,6 +80,15 @@ class Ema(Part):
     decay: float = 0.9999
 
 
+class Mixup(Part):
+    """Each picture of a micro-batch is blended with another of it, and so are their labels.
+
+    The share of the first is drawn from Beta(alpha, alpha), by step and micro-batch, on the device.
+    """
+
+    alpha: float = 0.2
+
+
 class Loader(Part):
     """Loader processes a rank, and micro-batches each of them prepares ahead. Neither changes the data."""
 
@@ -119,6 +128,11 @@ class Recipe(Part):
 
     `determinism` is what is the same at any world size and after any number of restarts: with "samples", which samples
     each step sees, and how they look; with "bits" also every bit of the weights, on one kind of device.
+
+    `precision`: "auto" is bf16 on GPUs that have it, and fp32 elsewhere. `checkpointing` computes the insides of a
+    network's blocks anew in the backward pass, instead of keeping them: less memory, about a third more work.
+    `compile` has torch.compile make kernels for the network: minutes at first, and where shapes change.
+    `mixup` blends pairs of training pictures.
     """
 
     model: Model
@@ -130,8 +144,11 @@ class Recipe(Part):
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     ema: Ema | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    mixup: Mixup | None = None
     determinism: Literal["samples", "bits"] = "samples"
     seed: int = 0
     loader: Loader = Loader()

@@ -30,6 +30,9 @@ class Reduction(Protocol):
     collective: bool
     loss_scale: float
 
+    def divide(self, parts: int) -> None:
+        """From the next step on, each of the recipe's micro-batches is computed as `parts` micro-batches."""
+
     def begin_step(self) -> None:
         """Forget the last step; gradients are None."""
 
@@ -41,14 +44,28 @@ class Reduction(Protocol):
             filled: whether it has samples. If not, it counts for nothing, whatever ran inside.
         """
 
-    def exchange(self, mail: torch.Tensor) -> None:
+    def exchange(self, words: torch.Tensor, mail: torch.Tensor) -> torch.Tensor:
         """Leave the step's gradients in `.grad`, the same on every rank; nothing else of the network changes.
 
-        `mail`, flat fp32 on the rank's device, is a few values that ride along and may go on travelling.
+        Args:
+            words: flat fp32 on the CPU: what the hosts must know before the update.
+            mail: flat fp32 on the rank's device: a few values that ride along and may go on travelling.
+
+        Returns:
+            The sum of `words` over ranks, without waiting for a device where that can be helped.
         """
 
     def end_step(self) -> torch.Tensor:
-        """Set the step's statistics and return the sum of `mail` over ranks."""
+        """Set the step's statistics and return the sum of `mail` over ranks, on the device."""
+
+    def abandon(self) -> None:
+        """This rank ran out of memory in a micro-batch of this step, which is void; `exchange` comes next.
+
+        Statistics are as when the step began, and the other ranks, who do not know yet, get what they wait for.
+        """
+
+    def drop_step(self) -> None:
+        """In place of `end_step`, on all ranks, where one of them had to abandon the step."""
 
 
 def build_reduction(recipe: Recipe, plan: Plan, place: Place, net: torch.nn.Module) -> Reduction:

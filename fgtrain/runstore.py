@@ -9,6 +9,7 @@ runs/<run>/stop                          present: someone asked the run to stop
 runs/<run>/limits.json                   what the run may cost at most
 runs/<run>/spend.json                    what it has cost so far
 runs/<run>/attempts/<attempt>.json       one incarnation of the workers: taken by create, highest wins
+runs/<run>/micro.json                    micro-batches that were found to fit the devices (`fgtrain.fitting`)
 runs/<run>/claims/<attempt>/<token>      who believes to be that attempt
 runs/<run>/manifests/<step>-<attempt>    one committed snapshot
 runs/<run>/abandoned/<step>-<attempt>    one that `resume --from` an older step has set aside
@@ -54,7 +55,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """`run.json`: everything a node needs to know, and where it came from.
 
     `init_from` names the snapshot whose weights the run begins with, as `run@step-attempt`; `init_skip` holds patterns
-    of tensors that are not taken from there.
+    of tensors that are not taken from there. `fit`: search for the largest micro-batch that fits before the first step.
     """
 
     name: str
@@ -71,6 +72,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     init_from: str | None = None
     init_skip: tuple[str, ...] = ()
+    fit: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

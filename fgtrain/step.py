@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
+from fgtrain import mixup
 from fgtrain.data import BadImage
 from fgtrain.freeze import train_mode
 from fgtrain.keyed import key
-from fgtrain.loader import MicroBatch, checked
+from fgtrain.ladder import Ladder
+from fgtrain.late import Late, late
+from fgtrain.loader import MicroBatch, checked, pieces
+from fgtrain.oom import is_oom, make_room
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place
 from fgtrain.plan import Plan, rate, share
@@ -42,61 +45,124 @@ class Wishes(NamedTuple):
 class StepReport(NamedTuple):
     """What all ranks know after a step. `wishes` are those that some rank had. `ids` and `bad` are this rank's."""
 
-    loss: float
+    losses: Late
     rate: float
     samples: int
     wishes: Wishes
     ids: list[tuple[int, list[tuple[int, int]]]]
     bad: list[BadImage]
 
+    @property
+    def loss(self) -> float:
+        """The mean over the step's samples; waits, if a device is still computing it."""
+        return sum(self.losses.values()) / max(self.samples, 1)
+
+
+class _Words(NamedTuple):
+    """What the ranks tell each other before the update: sums over ranks."""
+
+    ran_out: int
+    samples: int
+    wishes: Wishes
+
 
 class Stepper:
     """Takes optimizer steps on a state."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, place: Place, state: State, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        place: Place,
+        state: State,
+        pulse: Pulse | None = None,
+        ladder: Ladder | None = None,
+    ) -> None:
         self._recipe, self._plan, self._place, self._state = recipe, plan, place, state
         self._pulse = pulse or Pulse()
+        self._ladder = ladder or Ladder(plan)
         self._stopwatch = make_stopwatch(place.device)
         self._mine = share(plan.micro_batches, place.rank, place.size)
         self._reduction = build_reduction(recipe, plan, place, state.net)
+        self._parts = 1
         train_mode(state.net)
 
     def step(self, batches: Iterator[MicroBatch], wishes: Wishes, before_update: Callable[[], None]) -> StepReport:
-        """Take one step.
+        """Take one step; again, with smaller micro-batches on all ranks, as long as some rank has no memory for it.
 
         Args:
             batches: this rank's micro-batches.
             wishes: this rank's; the report has those of all ranks.
             before_update: called when the state is about to change.
+
+        Raises:
+            torch.OutOfMemoryError: a rank has no memory for a single sample.
+        """
+        state, pulse = self._state, self._pulse
+        pulse.worked(self._stopwatch.seconds() / work(len(self._mine)))  # of the last step: a device tells late
+        self._divide()
+        held: list[MicroBatch] = []
+        while (words := self._gradients(batches, held, wishes)).ran_out:
+            self._reduction.drop_step()
+            make_room(self._place.device)
+            if not self._ladder.shrink(state.step, words.ran_out, self._place.size):
+                raise torch.OutOfMemoryError(f"step {state.step}: out of memory with a single sample a micro-batch")
+            self._divide()
+        pulse.stage(Stage.UPDATE)
+        before_update()
+        lr = self._update()
+        losses = late(self._reduction.end_step())
+        if state.ema:
+            state.ema.update(state.net)
+        state.step += 1
+        ids = [(number, batch.ids) for number, batch in zip(self._mine, held, strict=True)]
+        return StepReport(losses, lr, words.samples, words.wishes, ids, [b for batch in held for b in batch.bad])
+
+    def _divide(self) -> None:
+        """Cut micro-batches as small as this step wants them."""
+        parts = self._ladder.parts(self._state.step)
+        if parts != self._parts:
+            self._parts = parts
+            self._reduction.divide(parts)
+
+    def _gradients(self, batches: Iterator[MicroBatch], held: list[MicroBatch], wishes: Wishes) -> _Words:
+        """Compute the gradients of the step, of all ranks, unless one of them ran out of memory.
+
+        Args:
+            batches: this rank's micro-batches.
+            held: those of them that were taken for this step already; what is taken is added.
+            wishes: this rank's.
         """
         state, reduction, pulse = self._state, self._reduction, self._pulse
-        pulse.worked(self._stopwatch.seconds() / work(len(self._mine)))  # of the last step: a device tells late
         pulse.step_begins(state.step)
         self._stopwatch.start()
         state.optimizer.zero_grad(set_to_none=True)
         reduction.begin_step()
-        losses_G = torch.zeros(self._plan.micro_batches, device=self._place.device)  # the others' rows stay zero
-        ids, bad, seen = [], [], 0
-        for micro_batch in self._mine:
+        losses_G = torch.zeros(self._plan.micro_batches * self._parts, device=self._place.device)  # others' stay zero
+        fits = True
+        for i, number in enumerate(self._mine):
             pulse.stage(Stage.LOAD)
-            batch = checked(next(batches), self._recipe)
+            if i == len(held):
+                held.append(checked(next(batches), self._recipe))
             pulse.stage(Stage.COMPUTE)
-            losses_G[micro_batch] = self._backward(batch, micro_batch)
-            ids.append((micro_batch, batch.ids))
-            bad += batch.bad
-            seen += len(batch.ids)
-        flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
-        reduction.exchange(torch.cat([flags, losses_G]))
-        pulse.stage(Stage.UPDATE)
-        before_update()
-        lr = self._update()
-        mail = reduction.end_step().tolist()  # it travelled while the optimizer worked
-        if state.ema:
-            state.ema.update(state.net)
-        state.step += 1
-        samples, votes, losses = mail[0], mail[1 : 1 + len(wishes)], mail[1 + len(wishes) :]
-        loss = sum(losses) / max(samples, 1)
-        return StepReport(loss, lr, int(samples), Wishes(*(v > 0 for v in votes)), ids, bad)
+            if not (fits := self._fits(held[i], number, losses_G)):
+                make_room(self._place.device)
+                reduction.abandon()
+                break
+        told = [float(not fits), float(sum(len(b.ids) for b in held)), *map(float, wishes)]
+        ran_out, samples, *votes = reduction.exchange(torch.tensor(told), losses_G).tolist()
+        return _Words(int(ran_out), int(samples), Wishes(*(v > 0 for v in votes)))
+
+    def _fits(self, batch: MicroBatch, number: int, losses_G: torch.Tensor) -> bool:
+        """Add a micro-batch's gradients, part by part, and note its losses; False if there was no memory for it."""
+        try:
+            for part, piece in enumerate(pieces(batch, self._plan.micro // self._parts, self._parts)):
+                losses_G[number * self._parts + part] = self._backward(piece, number * self._parts + part)
+        except RuntimeError as error:
+            if not is_oom(error):
+                raise
+            return False
+        return True
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Add one micro-batch's gradients and return the sum of its losses."""
@@ -105,23 +171,21 @@ class Stepper:
         with self._reduction.micro_batch(micro_batch, filled=filled):
             if not filled and not self._reduction.collective:
                 return torch.zeros(())
-            loss = self._loss(batch) if filled else self._stand_in(batch)
+            loss = self._loss(batch, micro_batch) if filled else self._stand_in(batch)
             scale = self._reduction.loss_scale / self._plan.batch_samples(self._state.step)
-            if micro_batch == self._mine[-1]:  # its backward pass waits for the other ranks
+            if micro_batch == self._mine.stop * self._parts - 1:  # its backward pass waits for the other ranks
                 self._stopwatch.stop()
                 self._pulse.stage(Stage.EXCHANGE)
             self._state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         detached: torch.Tensor = loss.detach()
         return detached
 
-    def _loss(self, batch: MicroBatch) -> torch.Tensor:
+    def _loss(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Run forward and return the sum of the samples' losses."""
-        return F.cross_entropy(
-            self._logits(batch.images).float(),
-            torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True),
-            reduction="sum",
-            label_smoothing=self._recipe.label_smoothing,
-        )
+        blend = mixup.drawn(self._recipe, self._state.step, micro_batch)
+        logits_NC = self._logits(batch.images, blend).float()
+        labels_N = torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True)
+        return mixup.loss(logits_NC, labels_N, blend, self._recipe.label_smoothing)
 
     def _stand_in(self, batch: MicroBatch) -> torch.Tensor:
         """Return a loss of zero for a micro-batch without samples (the run's last step, or all its pictures bad).
@@ -131,10 +195,11 @@ class Stepper:
         images = torch.zeros(2, *batch.images.shape[1:], dtype=torch.uint8)
         return self._logits(images).float().sum() * 0
 
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+    def _logits(self, images: torch.Tensor, blend: mixup.Blend | None = None) -> torch.Tensor:
         """Run the network on pictures, uint8 (N, H, W, 3); returns (N, classes)."""
+        x_NCHW = mixup.blended(to_input(images, self._recipe, self._place.device), blend)
         with autocast(self._recipe, self._place.device):
-            logits_NC: torch.Tensor = self._reduction.net(to_input(images, self._recipe, self._place.device))
+            logits_NC: torch.Tensor = self._reduction.net(x_NCHW)
         return logits_NC
 
     def _update(self) -> float:

@@ -12,9 +12,11 @@ from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
 from fgtrain.ema import MovingAverage
 from fgtrain.evaluate import Evaluations
+from fgtrain.fit import settle_plan
 from fgtrain.journal import Journal
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
+from fgtrain.oom import make_ladder
 from fgtrain.phases import Phases
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.pulse import Phase, Pulse
@@ -96,6 +98,7 @@ def train(
     pulse.begun(attempt.attempt, attempt.step)
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
+    plan, fitted = settle_plan(run, runs, place, state, note)
     saver = Saver(
         runs,
         place,
@@ -112,7 +115,8 @@ def train(
     committed = restored.base.step if restored and restored.base else 0
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
-    stepper = Stepper(recipe, plan, place, state, pulse)
+    ladder = make_ladder(recipe, plan, fitted, runs, place, state, note)
+    stepper = Stepper(recipe, plan, place, state, pulse, ladder)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )

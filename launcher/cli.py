@@ -143,6 +143,7 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="... but leave the tensors of these names fresh, for example 'fc.*'",
     )
+    p.add_argument("--fit", action="store_true", help="first search for the largest micro-batch that fits")
     p.add_argument("--dry-run", action="store_true", help="print the plan and every command line; start nothing")
     _add_limits(p)
 

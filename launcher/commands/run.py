@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import msgspec
+
 from cluster import Cluster, Command, Node, Rented
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, chosen_world, share
@@ -37,7 +39,7 @@ def call(args: argparse.Namespace) -> int:
     notes += foreground.check_start(run, cluster, world, args.port, queued=queue is not None)
     store = open_store(args.store or prepare.default_store())
     foreground.check_store(store, cluster_name, cluster)
-    run = prepare.begin_from(run, store, args.init_from, args.init_skip)
+    run = msgspec.structs.replace(prepare.begin_from(run, store, args.init_from, args.init_skip), fit=args.fit)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
@@ -71,7 +73,8 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
-        f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step",
+        f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step"
+        + ("; --fit searches for the largest that fits" if run.fit else ""),
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)

@@ -1,0 +1,91 @@
+"""What would save memory, by estimate. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fgtrain.data import Images
+from fgtrain.ladder import Shortage
+from fgtrain.recipe import SGD, Recipe
+
+_GIB = 1 << 30
+_SHOWN = 3
+_KEPT = 0.35  # of activations, with those of blocks computed anew; see `_activation_savings`
+
+
+class Footprint(NamedTuple):
+    """What a rank's memory holds: bytes of parameters, of those that train, and of one sample's activations."""
+
+    parameters: int
+    trained: int
+    activations: int
+
+
+class Saving(NamedTuple):
+    """A setting, and about how many bytes a rank it would free; `result`: the trained network would be another."""
+
+    setting: str
+    bytes_: float
+    result: bool
+
+
+def savings(recipe: Recipe, footprint: Footprint, micro: int, *, bf16: bool) -> list[Saving]:
+    """Return the settings that would save most at this micro-batch: first those that leave the result alone.
+
+    `bf16`: whether the network computes in 16 bits already.
+    """
+    found = [*_activation_savings(recipe, footprint, micro, bf16), *_state_savings(recipe, footprint)]
+    return sorted((s for s in found if s.bytes_ > 0), key=lambda s: (s.result, -s.bytes_))[:_SHOWN]
+
+
+def _activation_savings(recipe: Recipe, footprint: Footprint, micro: int, bf16: bool) -> Iterator[Saving]:
+    """Yield what makes activations smaller.
+
+    With checkpointing, the inputs of n blocks and the insides of one are held: sqrt(n) of n at best. About a third is
+    what is left of the dozen blocks that networks have. Source: Chen et al., "Training Deep Nets with Sublinear Memory
+    Cost", arXiv 1604.06174, section 3.
+    """
+    held = footprint.activations * micro
+    if not recipe.checkpointing:
+        yield Saving("checkpointing=true", held * (1 - _KEPT), result=False)
+    if not bf16:
+        yield Saving("precision=bf16", held / 2, result=False)
+    data = recipe.data
+    if isinstance(data, Images):
+        crop = data.crop * 3 // 4
+        yield Saving(f"data.crop={crop}", held * (1 - (crop / data.crop) ** 2), result=True)
+
+
+def _state_savings(recipe: Recipe, footprint: Footprint) -> Iterator[Saving]:
+    """Yield what makes the state smaller; gradients and the optimizer's slots are as large as what trains."""
+    slots = (1 if recipe.optim.momentum else 0) if isinstance(recipe.optim, SGD) else 2
+    if recipe.ema:
+        yield Saving("ema=null", footprint.parameters, result=True)
+    if "*" not in recipe.model.freeze:
+        yield Saving("model.freeze=*", footprint.trained * (1 + slots), result=True)
+
+
+def spell(shortage: Shortage, recipe: Recipe, found: list[Saving]) -> str:
+    """Say in a few lines what happened, what was done about it, and what would save memory."""
+    short = shortage
+    where = f"step {short.step}: {short.ranks} of {short.world} ranks ran out of memory with micro-batches of {short.micro}"
+    if short.smaller is None:
+        head = f"{where}, and there is nothing smaller"
+    else:
+        head = (
+            f"{where}; they hold {short.smaller} from here on, {recipe.batch.total // short.smaller} a step."
+            f" batch.total={recipe.batch.total} stays, the step is taken again, no sample is lost or repeated"
+        )
+    if not found:
+        return head
+    return "\n".join([f"{head}. What would save memory in a new run:", *map(_line, found)])
+
+
+def _line(saving: Saving) -> str:
+    what = " (changes the result)" if saving.result else ""
+    return f"  --set {saving.setting}  about {_size(saving.bytes_)} a rank{what}"
+
+
+def _size(bytes_: float) -> str:
+    return f"{bytes_ / _GIB:.1f} GiB" if bytes_ >= _GIB / 10 else f"{bytes_ / 2**20:.1f} MiB"
