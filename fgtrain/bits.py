@@ -18,6 +18,9 @@ from fgtrain.batchnorm import RunningStatistics
 from fgtrain.buckets import Bucket, cut
 from fgtrain.errors import UserError
 from fgtrain.place import Place, agree, agreeing
+from fgtrain.recipe import Recipe
+from fgtrain.reduction import Applied
+from fgtrain.state import State
 
 
 def settle_kernels() -> None:
@@ -33,14 +36,17 @@ def settle_kernels() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-class FixedTree:
+class FixedTree(Applied):
     """Sums by the tree; ranks exchange their partial sums during the last micro-batch's backward."""
 
     collective = False
+    lockstep = False
     loss_scale = 1.0
 
-    def __init__(self, net: torch.nn.Module, place: Place, shares: Sequence[range]) -> None:
-        """Take a network whose weights are the same on every rank; `shares` are the ranks' micro-batches."""
+    def __init__(self, recipe: Recipe, state: State, place: Place, shares: Sequence[range]) -> None:
+        """Take a state that is the same on every rank; `shares` are the ranks' micro-batches."""
+        super().__init__(recipe, state)
+        net = state.net
         assert_equal(net, place)
         self.net = net
         self._place, self._mine = place, shares[place.rank]
@@ -57,6 +63,7 @@ class FixedTree:
 
     def begin_step(self) -> None:
         """Forget the last step."""
+        super().begin_step()
         self._norms.begin_step()
         self._guard.begin_step()
         for bucket in self._buckets:
@@ -66,8 +73,9 @@ class FixedTree:
         self._sent = 0
 
     @contextmanager
-    def micro_batch(self, number: int, *, filled: bool) -> Iterator[None]:
+    def micro_batch(self, number: int | None, *, filled: bool) -> Iterator[None]:
         """Make a leaf of what runs inside."""
+        assert number is not None
         self._leaf = number
         self._collected = [False] * len(self._buckets)
         self._missing = [sum(i < len(self._parameters) for i in r) for r in self._ranges]

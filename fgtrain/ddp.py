@@ -12,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fgtrain.batchnorm import RunningStatistics
 from fgtrain.place import Place, agreeing
+from fgtrain.recipe import Recipe
+from fgtrain.reduction import Applied
+from fgtrain.state import State
 
 # Newer torch has renamed the option, and warns of the old name.
 _PARAMETERS = signature(DistributedDataParallel).parameters
@@ -20,10 +23,14 @@ _KEEP_BUFFERS: dict[str, Any] = {
 }
 
 
-class DataParallel:
+class DataParallel(Applied):
     """Each rank accumulates over its micro-batches; DDP averages over ranks during the last one's backward."""
 
-    def __init__(self, net: torch.nn.Module, place: Place, mine: range) -> None:
+    lockstep = False
+
+    def __init__(self, recipe: Recipe, state: State, place: Place, mine: range) -> None:
+        super().__init__(recipe, state)
+        net = state.net
         self._place, self._last = place, mine[-1]
         self._norms = RunningStatistics(net)
         self._filled = 0
@@ -41,11 +48,12 @@ class DataParallel:
 
     def begin_step(self) -> None:
         """Forget the last step."""
+        super().begin_step()
         self._filled = 0
         self._norms.begin_step()
 
     @contextmanager
-    def micro_batch(self, number: int, *, filled: bool) -> Iterator[None]:
+    def micro_batch(self, number: int | None, *, filled: bool) -> Iterator[None]:
         """Accumulate the gradients of what runs inside; only the rank's last micro-batch exchanges them."""
         with self._ddp.no_sync() if self._ddp and number != self._last else nullcontext():
             yield

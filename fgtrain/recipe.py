@@ -12,6 +12,8 @@ import msgspec
 from fgtrain.data import Data
 from fgtrain.models import Model
 from fgtrain.parts import Part
+from fgtrain.strategies import Strategy
+from fgtrain.strategies.ddp import DDP
 
 replace = msgspec.structs.replace
 
@@ -133,6 +135,7 @@ class Recipe(Part):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     determinism: Literal["samples", "bits"] = "samples"
+    strategy: Strategy = DDP()
     seed: int = 0
     loader: Loader = Loader()
     evaluate: Evaluate = Evaluate()

@@ -21,7 +21,6 @@ from fgtrain.place import Place
 from fgtrain.plan import Plan, rate, share
 from fgtrain.pulse import Pulse, Stage
 from fgtrain.recipe import Recipe
-from fgtrain.reduction import build_reduction
 from fgtrain.state import State
 from fgtrain.stopwatch import make_stopwatch
 from fgtrain.tensors import to_input
@@ -58,7 +57,9 @@ class Stepper:
         self._pulse = pulse or Pulse()
         self._stopwatch = make_stopwatch(place.device)
         self._mine = share(plan.micro_batches, place.rank, place.size)
-        self._reduction = build_reduction(recipe, plan, place, state.net)
+        self._reduction = recipe.strategy.reduction(recipe, plan, place, state)
+        most = -(-plan.micro_batches // place.size)
+        self._idle = most - len(self._mine) if self._reduction.lockstep else 0  # passes beyond this rank's share
         train_mode(state.net)
 
     def step(self, batches: Iterator[MicroBatch], wishes: Wishes, before_update: Callable[[], None]) -> StepReport:
@@ -73,7 +74,6 @@ class Stepper:
         pulse.worked(self._stopwatch.seconds() / work(len(self._mine)))  # of the last step: a device tells late
         pulse.step_begins(state.step)
         self._stopwatch.start()
-        state.optimizer.zero_grad(set_to_none=True)
         reduction.begin_step()
         losses_G = torch.zeros(self._plan.micro_batches, device=self._place.device)  # the others' rows stay zero
         ids, bad, seen = [], [], 0
@@ -85,6 +85,8 @@ class Stepper:
             ids.append((micro_batch, batch.ids))
             bad += batch.bad
             seen += len(batch.ids)
+        for _ in range(self._idle):
+            self._keep_step(batch)
         flags = torch.tensor([seen, *wishes], dtype=torch.float32, device=self._place.device)
         reduction.exchange(torch.cat([flags, losses_G]))
         pulse.stage(Stage.UPDATE)
@@ -110,9 +112,14 @@ class Stepper:
             if micro_batch == self._mine[-1]:  # its backward pass waits for the other ranks
                 self._stopwatch.stop()
                 self._pulse.stage(Stage.EXCHANGE)
-            self._state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
+            self._reduction.backward(loss * scale)
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def _keep_step(self, like: MicroBatch) -> None:
+        """Run a pass that counts for nothing, because other ranks make one."""
+        with self._reduction.micro_batch(None, filled=False):
+            self._reduction.backward(self._stand_in(like))
 
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Run forward and return the sum of the samples' losses."""
@@ -139,15 +146,8 @@ class Stepper:
 
     def _update(self) -> float:
         """Apply the gradients and return the learning rate used."""
-        state, recipe = self._state, self._recipe
-        lr = rate(recipe, self._plan, state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        if recipe.clip_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        lr = rate(self._recipe, self._plan, self._state.step)
+        self._reduction.update(lr)
         return lr
 
 

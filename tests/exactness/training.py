@@ -13,6 +13,7 @@ from torch import nn
 
 from fgtrain import loader
 from fgtrain.bits import assert_equal, settle_kernels
+from fgtrain.build import build_state
 from fgtrain.data import BadImage
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.freeze import train_mode
@@ -24,7 +25,6 @@ from fgtrain.place import Place
 from fgtrain.plan import Plan, make_plan, share
 from fgtrain.recipe import SGD, AdamW, Batch, Ema, Loader, Recipe, replace
 from fgtrain.step import Stepper, Wishes
-from fgtrain.train import build_state
 
 CLASSES = 3
 SAMPLES = 29
