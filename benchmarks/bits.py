@@ -25,6 +25,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks.spread import median_interval, ratios, spread
 from benchmarks.table import conditions, render
 from fgtrain.bits import settle_kernels
+from fgtrain.build import build_state
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.loader import MicroBatch
 from fgtrain.models.timm import Timm
@@ -32,7 +33,6 @@ from fgtrain.place import Place
 from fgtrain.plan import make_plan, share
 from fgtrain.recipe import SGD, Batch, Recipe, replace
 from fgtrain.step import Stepper, Wishes
-from fgtrain.train import build_state
 
 MODELS = ("resnet18:64:8:4", "resnet18:64:8:6", "vit_tiny_patch16_224:224:2:4", "resnet50:96:4:4")
 LEVELS = ("samples", "bits")

@@ -18,6 +18,9 @@ from fgtrain.batchnorm import RunningStatistics
 from fgtrain.buckets import Bucket, cut
 from fgtrain.errors import UserError
 from fgtrain.place import Place, agree, agreeing
+from fgtrain.recipe import Recipe
+from fgtrain.reduction import Applied
+from fgtrain.state import State
 
 
 def settle_kernels() -> None:
@@ -33,14 +36,17 @@ def settle_kernels() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-class FixedTree:
+class FixedTree(Applied):
     """Sums by the tree; ranks exchange their partial sums during the last micro-batch's backward."""
 
     collective = False
+    lockstep = False
     loss_scale = 1.0
 
-    def __init__(self, net: torch.nn.Module, place: Place, shares: Sequence[range]) -> None:
-        """Take a network whose weights are the same on every rank; `shares` are the ranks' micro-batches."""
+    def __init__(self, recipe: Recipe, state: State, place: Place, shares: Sequence[range]) -> None:
+        """Take a state that is the same on every rank; `shares` are the ranks' micro-batches."""
+        super().__init__(recipe, state)
+        net = state.net
         assert_equal(net, place)
         self.net = net
         self._place, self._whole = place, shares
@@ -64,6 +70,7 @@ class FixedTree:
 
     def begin_step(self) -> None:
         """Forget the last step."""
+        super().begin_step()
         self._norms.begin_step()
         self._guard.begin_step()
         for bucket in self._buckets:
@@ -73,8 +80,9 @@ class FixedTree:
         self._sent = 0
 
     @contextmanager
-    def micro_batch(self, number: int, *, filled: bool) -> Iterator[None]:
+    def micro_batch(self, number: int | None, *, filled: bool) -> Iterator[None]:
         """Make a leaf of what runs inside."""
+        assert number is not None
         self._leaf = number
         self._collected = [False] * len(self._buckets)
         self._missing = [sum(i < len(self._parameters) for i in r) for r in self._ranges]
@@ -89,33 +97,31 @@ class FixedTree:
             if not collected:
                 self._collect(b, statistics)
 
-    def exchange(self, words: torch.Tensor, mail: torch.Tensor) -> torch.Tensor:
-        """Finish the exchange of gradients and statistics; `words` and `mail` travel among them."""
+    def exchange(self, mail: torch.Tensor) -> None:
+        """Finish the exchange of gradients and statistics; `mail` travels among them."""
         self._guard.check()
         self._send_collected()
-        n, m = len(self._parameters), len(words)
-        own = torch.tensor([self._filled, *self._used, *words.tolist()], dtype=torch.float32, device=mail.device)
+        n = len(self._parameters)
+        own = torch.tensor([self._filled, *self._used], dtype=torch.float32, device=mail.device)
         sums = torch.cat([own, mail])
         arrived = agreeing(sums)
         for bucket in self._buckets:
             bucket.combine()
         totals = [t for bucket in self._buckets for t in bucket.total()] if self._complete else []
         arrived()
-        told = sums[: n + 1 + m].tolist()
-        for parameter, total, ranks in zip(self._parameters, totals, told[1 : n + 1], strict=False):
+        for parameter, total, ranks in zip(self._parameters, totals, sums[1 : n + 1].tolist(), strict=False):
             parameter.grad = total if ranks else None
-        self._all_filled, self._mail, self._statistics = told[0], sums[n + 1 + m :], totals[n:]
-        return torch.tensor(told[n + 1 :])
+        self._sums, self._statistics = sums, totals[n:]
 
     def end_step(self) -> torch.Tensor:
         """Set the running statistics and return the sum of the mail."""
-        self._norms.end_step(_flat(self._statistics), self._all_filled)
-        return self._mail
+        self._norms.end_step(_flat(self._statistics), float(self._sums[0]))
+        return self._sums[len(self._parameters) + 1 :]
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """Give up this rank's part: put statistics back; for each leaf that is missing, zeros, as the others wait."""
+        """See `Reduction`: whatever leaf is missing becomes zeros."""
         self._exchanging = False
         self._norms.go_back()
         for parameter in self._parameters:
@@ -131,7 +137,7 @@ class FixedTree:
         self._collected = [True] * len(self._buckets)
 
     def drop_step(self) -> None:
-        """Let what was exchanged go; nothing of it is set."""
+        """See `Reduction`."""
         self._statistics = []
 
     # -- leaves ---------------------------------------------------------------------------------------------------

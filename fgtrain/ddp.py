@@ -12,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fgtrain.batchnorm import RunningStatistics
 from fgtrain.place import Place, agreeing
+from fgtrain.recipe import Recipe
+from fgtrain.reduction import Applied
+from fgtrain.state import State
 
 # Newer torch has renamed the option, and warns of the old name.
 _PARAMETERS = signature(DistributedDataParallel).parameters
@@ -20,14 +23,19 @@ _KEEP_BUFFERS: dict[str, Any] = {
 }
 
 
-class DataParallel:
+class DataParallel(Applied):
     """Each rank accumulates over its micro-batches; DDP averages over ranks during the last one's backward."""
 
-    def __init__(self, net: torch.nn.Module, place: Place, mine: range) -> None:
+    lockstep = False
+
+    def __init__(self, recipe: Recipe, state: State, place: Place, mine: range) -> None:
+        super().__init__(recipe, state)
+        net = state.net
         self._place, self._whole = place, mine
         self._norms = RunningStatistics(net)
         self._parameters = [p for p in net.parameters() if p.requires_grad]
-        self._filled, self._number, self._under_way = 0, -1, False
+        self._filled, self._under_way = 0, False
+        self._number: int | None = None
         self._arrived: set[torch.Tensor] = set()
         self._ddp: DistributedDataParallel | None = None
         if place.size > 1:
@@ -49,13 +57,14 @@ class DataParallel:
 
     def begin_step(self) -> None:
         """Forget the last step."""
+        super().begin_step()
         self._filled = 0
         self._norms.begin_step()
-        self._number, self._under_way = -1, False
+        self._under_way = False
         self._arrived.clear()
 
     @contextmanager
-    def micro_batch(self, number: int, *, filled: bool) -> Iterator[None]:
+    def micro_batch(self, number: int | None, *, filled: bool) -> Iterator[None]:
         """Accumulate the gradients of what runs inside; only the rank's last micro-batch exchanges them."""
         self._number = number
         with self._ddp.no_sync() if self._ddp and number != self._last else nullcontext():
@@ -63,32 +72,29 @@ class DataParallel:
         self._filled += filled
         self._norms.end_micro_batch(float(filled))
 
-    def exchange(self, words: torch.Tensor, mail: torch.Tensor) -> torch.Tensor:
-        """Sum `words`, and begin to sum `mail` and the statistics; gradients are there already."""
-        words = torch.cat([torch.tensor([float(self._filled)]), words])
-        sums = torch.cat([mail, self._norms.flat_sum()])
-        if sums.device.type == "cpu":  # then one message does
-            both = torch.cat([words, sums])
-            agreeing(both)()
-            words, sums = both[: len(words)], both[len(words) :]
-            self._sent = lambda: None
-        else:  # hosts agree while their devices are at work
-            heard = agreeing(words)
-            self._sent = agreeing(sums)
-            heard()
-        self._all_filled, self._sums, self._mail_length = float(words[0]), sums, len(mail)
-        return words[1:]
+    def exchange(self, mail: torch.Tensor) -> None:
+        """Begin to sum `mail`, and the statistics with it; gradients are there already."""
+        filled = torch.tensor([float(self._filled)])
+        self._sums, self._mail_length = torch.cat([mail, self._norms.flat_sum()]), len(mail)
+        if mail.device.type == "cpu":  # then one message does
+            self._sums = torch.cat([self._sums, filled])
+            self._all_filled = self._sums[-1:]
+            self._waits = [agreeing(self._sums)]
+        else:  # hosts agree on theirs while their devices are at work: what is read from a device is waited for
+            self._all_filled = filled
+            self._waits = [agreeing(filled), agreeing(self._sums)]
 
     def end_step(self) -> torch.Tensor:
         """Set the running statistics and return the sum of the mail."""
-        self._sent()
-        self._norms.end_step(self._sums[self._mail_length :], self._all_filled)
+        self.drop_step()
+        end = self._mail_length + len(self._norms.flat_sum())
+        self._norms.end_step(self._sums[self._mail_length : end], self._all_filled.item())
         return self._sums[: self._mail_length]
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """Give up this rank's part: put statistics back, and take part in the exchange with zeros, as the others wait.
+        """See `Reduction`.
 
         DDP exchanges in the backward pass of the last micro-batch. If that was under way, it has seen some gradients,
         and is shown the others; if not, it is taken through a pass of its own that runs nothing.
@@ -104,8 +110,9 @@ class DataParallel:
             self._ddp(None).backward()
 
     def drop_step(self) -> None:
-        """Let what was exchanged go; nothing of it is set."""
-        self._sent()
+        """See `Reduction`: only wait for what was sent."""
+        for wait in self._waits:
+            wait()
 
     def _watch(self, ddp: DistributedDataParallel) -> None:
         """Note when the exchange of a step is under way, and which gradients it has seen."""

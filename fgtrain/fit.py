@@ -32,8 +32,8 @@ def settle_plan(
         fitted = Fitted(chosen, fitted.cuts if fitted else ())
         if place.leads:
             remember(runs, fitted, note)
-            total = run.plan.total
-            note(f"--fit: micro-batches of {chosen}, {total // chosen} a step; batch.micro={run.plan.micro} in the recipe")
+            asked = f"the recipe's are of {run.plan.micro}"
+            note(f"--fit: micro-batches of {chosen} samples, {run.plan.total // chosen} a step; {asked}")
     if fitted is None or fitted.chosen is None:
         return run.plan, fitted
     return replan(run.plan, shareable(fitted.chosen, run.plan, place.size)), fitted

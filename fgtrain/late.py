@@ -46,7 +46,7 @@ class FromDevice:
 
     def values(self) -> list[float]:
         """See `Late`."""
-        self._event.synchronize()  # type: ignore[no-untyped-call]
+        self._event.synchronize()
         return list(self._host.tolist())
 
 

@@ -12,6 +12,8 @@ import msgspec
 from fgtrain.data import Data
 from fgtrain.models import Model
 from fgtrain.parts import Part
+from fgtrain.strategies import Strategy
+from fgtrain.strategies.ddp import DDP
 
 replace = msgspec.structs.replace
 
@@ -150,6 +152,7 @@ class Recipe(Part):
     compile: bool = False
     mixup: Mixup | None = None
     determinism: Literal["samples", "bits"] = "samples"
+    strategy: Strategy = DDP()
     seed: int = 0
     loader: Loader = Loader()
     evaluate: Evaluate = Evaluate()

@@ -1,6 +1,6 @@
 """Reduction: how the gradients of all micro-batches, wherever they are computed, become the gradient of a step.
 
-One strategy a file; `Stepper` knows only what is here.
+Each strategy (`fgtrain.strategies`) has its own; `Stepper` knows only what is here.
 """
 
 from __future__ import annotations
@@ -10,50 +10,51 @@ from typing import Protocol
 
 import torch
 
-from fgtrain.bits import FixedTree
-from fgtrain.ddp import DataParallel
-from fgtrain.place import Place
-from fgtrain.plan import Plan, share
 from fgtrain.recipe import Recipe
+from fgtrain.state import State
 
 
 class Reduction(Protocol):
-    """Sums gradients and BatchNorm statistics over the micro-batches of a step.
+    """Sums gradients and BatchNorm statistics over the micro-batches of a step, and applies them.
 
     Attributes:
         net: what to run forward.
         collective: whether a backward pass involves all ranks, so that a micro-batch without samples needs a stand-in.
+        lockstep: whether every pass does, so that all ranks must make as many; who has fewer micro-batches makes some
+            with stand-ins, at the end.
         loss_scale: what a micro-batch's share of the step's loss is multiplied by before its backward pass.
     """
 
     net: torch.nn.Module
     collective: bool
+    lockstep: bool
     loss_scale: float
 
     def divide(self, parts: int) -> None:
         """From the next step on, each of the recipe's micro-batches is computed as `parts` micro-batches."""
 
     def begin_step(self) -> None:
-        """Forget the last step; gradients are None."""
+        """Forget the last step and its gradients."""
 
-    def micro_batch(self, number: int, *, filled: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, number: int | None, *, filled: bool) -> AbstractContextManager[None]:
         """Take in one of this rank's micro-batches, whose forward and backward run inside.
 
         Args:
-            number: which, in [0, micro-batches of a step); they come in order.
+            number: which, in [0, micro-batches of a step); they come in order. None: none, only to keep step.
             filled: whether it has samples. If not, it counts for nothing, whatever ran inside.
         """
 
-    def exchange(self, words: torch.Tensor, mail: torch.Tensor) -> torch.Tensor:
-        """Leave the step's gradients in `.grad`, the same on every rank; nothing else of the network changes.
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run backward from the loss of the micro-batch inside which this is called."""
 
-        Args:
-            words: flat fp32 on the CPU: what the hosts must know before the update.
-            mail: flat fp32 on the rank's device: a few values that ride along and may go on travelling.
+    def exchange(self, mail: torch.Tensor) -> None:
+        """See to it that the step's gradients are there to be applied; nothing else of the network changes.
 
-        Returns:
-            The sum of `words` over ranks, without waiting for a device where that can be helped.
+        `mail`, flat fp32 on the rank's device, is a few values that ride along and may go on travelling.
         """
+
+    def update(self, lr: float) -> None:
+        """Apply the gradients, clipped as the recipe says."""
 
     def end_step(self) -> torch.Tensor:
         """Set the step's statistics and return the sum of `mail` over ranks, on the device."""
@@ -61,18 +62,35 @@ class Reduction(Protocol):
     def abandon(self) -> None:
         """This rank ran out of memory in a micro-batch of this step, which is void; `exchange` comes next.
 
-        Statistics are as when the step began, and the other ranks, who do not know yet, get what they wait for.
+        Statistics are as when the step began, and the other ranks, who do not know yet, get what they wait for. Not
+        called where ranks go in lockstep: nobody could get what it waits for.
         """
 
     def drop_step(self) -> None:
-        """In place of `end_step`, on all ranks, where one of them had to abandon the step."""
+        """In place of `update` and `end_step`, on all ranks, where one of them had to abandon the step."""
 
 
-def build_reduction(recipe: Recipe, plan: Plan, place: Place, net: torch.nn.Module) -> Reduction:
-    """Make the strategy of a recipe; all ranks call together."""
-    shares = [share(plan.micro_batches, rank, place.size) for rank in range(place.size)]
-    match recipe.determinism:
-        case "samples":
-            return DataParallel(net, place, shares[place.rank])
-        case "bits":
-            return FixedTree(net, place, shares)
+class Applied:
+    """The part of a reduction that is torch's own: gradients lie in `.grad`, and an optimizer takes them from there."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        self._recipe, self._state = recipe, state
+
+    def begin_step(self) -> None:
+        """Forget the last step's gradients."""
+        self._state.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Reduction`."""
+        self._state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, lr: float) -> None:
+        """See `Reduction`."""
+        state, clip_norm = self._state, self._recipe.clip_norm
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        if clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.net.parameters(), clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()

@@ -68,13 +68,13 @@ def _state_savings(recipe: Recipe, footprint: Footprint) -> Iterator[Saving]:
 
 def spell(shortage: Shortage, recipe: Recipe, found: list[Saving]) -> str:
     """Say in a few lines what happened, what was done about it, and what would save memory."""
-    short = shortage
-    where = f"step {short.step}: {short.ranks} of {short.world} ranks ran out of memory with micro-batches of {short.micro}"
-    if short.smaller is None:
+    who = f"{shortage.ranks} of {shortage.world} ranks"
+    where = f"step {shortage.step}: {who} ran out of memory with micro-batches of {shortage.micro}"
+    if shortage.smaller is None:
         head = f"{where}, and there is nothing smaller"
     else:
         head = (
-            f"{where}; they hold {short.smaller} from here on, {recipe.batch.total // short.smaller} a step."
+            f"{where}; they hold {shortage.smaller} from here on, {recipe.batch.total // shortage.smaller} a step."
             f" batch.total={recipe.batch.total} stays, the step is taken again, no sample is lost or repeated"
         )
     if not found:

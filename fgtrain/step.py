@@ -20,11 +20,10 @@ from fgtrain.late import Late, late
 from fgtrain.loader import MicroBatch, checked, pieces
 from fgtrain.oom import is_oom, make_room
 from fgtrain.optimizer import autocast
-from fgtrain.place import Place
+from fgtrain.place import Place, agreeing
 from fgtrain.plan import Plan, rate, share
 from fgtrain.pulse import Pulse, Stage
 from fgtrain.recipe import Recipe
-from fgtrain.reduction import build_reduction
 from fgtrain.state import State
 from fgtrain.stopwatch import make_stopwatch
 from fgtrain.tensors import to_input
@@ -83,7 +82,9 @@ class Stepper:
         self._ladder = ladder or Ladder(plan)
         self._stopwatch = make_stopwatch(place.device)
         self._mine = share(plan.micro_batches, place.rank, place.size)
-        self._reduction = build_reduction(recipe, plan, place, state.net)
+        self._reduction = recipe.strategy.reduction(recipe, plan, place, state)
+        most = -(-plan.micro_batches // place.size)
+        self._idle = most - len(self._mine) if self._reduction.lockstep else 0  # passes beyond this rank's share
         self._parts = 1
         train_mode(state.net)
 
@@ -136,7 +137,6 @@ class Stepper:
         state, reduction, pulse = self._state, self._reduction, self._pulse
         pulse.step_begins(state.step)
         self._stopwatch.start()
-        state.optimizer.zero_grad(set_to_none=True)
         reduction.begin_step()
         losses_G = torch.zeros(self._plan.micro_batches * self._parts, device=self._place.device)  # others' stay zero
         fits = True
@@ -149,8 +149,13 @@ class Stepper:
                 make_room(self._place.device)
                 reduction.abandon()
                 break
-        told = [float(not fits), float(sum(len(b.ids) for b in held)), *map(float, wishes)]
-        ran_out, samples, *votes = reduction.exchange(torch.tensor(told), losses_G).tolist()
+        for _ in range(self._idle * self._parts):
+            self._keep_step(held[-1])
+        words = torch.tensor([not fits, sum(len(b.ids) for b in held), *wishes], dtype=torch.float32)
+        heard = agreeing(words)  # from host to host: no device is waited for
+        reduction.exchange(losses_G)
+        heard()
+        ran_out, samples, *votes = words.tolist()
         return _Words(int(ran_out), int(samples), Wishes(*(v > 0 for v in votes)))
 
     def _fits(self, batch: MicroBatch, number: int, losses_G: torch.Tensor) -> bool:
@@ -159,7 +164,7 @@ class Stepper:
             for part, piece in enumerate(pieces(batch, self._plan.micro // self._parts, self._parts)):
                 losses_G[number * self._parts + part] = self._backward(piece, number * self._parts + part)
         except RuntimeError as error:
-            if not is_oom(error):
+            if not is_oom(error) or self._reduction.lockstep:
                 raise
             return False
         return True
@@ -176,9 +181,14 @@ class Stepper:
             if micro_batch == self._mine.stop * self._parts - 1:  # its backward pass waits for the other ranks
                 self._stopwatch.stop()
                 self._pulse.stage(Stage.EXCHANGE)
-            self._state.scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
+            self._reduction.backward(loss * scale)
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def _keep_step(self, like: MicroBatch) -> None:
+        """Run a pass that counts for nothing, because other ranks make one."""
+        with self._reduction.micro_batch(None, filled=False):
+            self._reduction.backward(self._stand_in(like))
 
     def _loss(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Run forward and return the sum of the samples' losses."""
@@ -204,15 +214,8 @@ class Stepper:
 
     def _update(self) -> float:
         """Apply the gradients and return the learning rate used."""
-        state, recipe = self._state, self._recipe
-        lr = rate(recipe, self._plan, state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        if recipe.clip_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        lr = rate(self._recipe, self._plan, self._state.step)
+        self._reduction.update(lr)
         return lr
 
 

@@ -10,34 +10,19 @@ import torch
 from fgtrain import finish, loader
 from fgtrain.bits import settle_kernels
 from fgtrain.data import Index
-from fgtrain.ema import MovingAverage
 from fgtrain.evaluate import Evaluations
 from fgtrain.fit import settle_plan
 from fgtrain.journal import Journal
-from fgtrain.keyed import key
-from fgtrain.optimizer import build_optimizer, build_scaler
 from fgtrain.oom import make_ladder
 from fgtrain.phases import Phases
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.pulse import Phase, Pulse
-from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
 from fgtrain.snapshot.memory import memory_folders, rank_folder
 from fgtrain.snapshot.save import Saver
-from fgtrain.state import State
 from fgtrain.step import Stepper
-
-
-def build_state(recipe: Recipe, device: torch.device) -> State:
-    """Make the state that a run starts from: a function of the recipe alone."""
-    torch.manual_seed(key("weights", recipe.seed))
-    net = recipe.model.build().to(device)
-    if recipe.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = MovingAverage(net, recipe.ema.decay) if recipe.ema else None
-    return State(net, build_optimizer(recipe, net), build_scaler(recipe, device), ema)
 
 
 def train(
@@ -77,7 +62,7 @@ def train(
     if recipe.determinism == "bits":
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
-    state = build_state(recipe, place.device)
+    state = recipe.strategy.build(recipe, place)
     phases.end("build")
     memory = memory_folders(run.name, folder)
 

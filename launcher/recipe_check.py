@@ -83,6 +83,7 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.scale={_spell(scale)}: the first must not be above the second"
     if isinstance(recipe.optim, SGD) and recipe.optim.nesterov and not recipe.optim.momentum:
         yield "optim.nesterov=true: it needs optim.momentum above 0"
+    yield from recipe.strategy.flaws(recipe)
 
 
 def _spell(value: Any) -> str:

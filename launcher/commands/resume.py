@@ -126,5 +126,5 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _flat(recipe: Recipe) -> list[tuple[str, Any]]:
-    kinds = {"model": recipe.model, "data": recipe.data, "optim": recipe.optim, "schedule": recipe.schedule}
-    return [*((f"{n} kind", type(v).__name__) for n, v in kinds.items()), *leaves(recipe)]
+    kinds = [(name, getattr(recipe, name)) for name in ("model", "data", "optim", "schedule", "strategy")]
+    return [*((f"{n} kind", type(v).__name__) for n, v in kinds), *leaves(recipe)]

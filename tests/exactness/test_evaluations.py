@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from fgtrain.build import build_state
 from fgtrain.evaluate import Evaluations
 from fgtrain.journal import Journal
 from fgtrain.place import Place
 from fgtrain.plan import make_plan
 from fgtrain.pulse import Pulse
 from fgtrain.recipe import Evaluate, Loader, Recipe
-from fgtrain.train import build_state
 from tests.fgtrain.recipes import recipe
 from tests.testbed.rank_pool import Ranks
 

@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fgtrain import loader
 from fgtrain.bits import assert_equal, settle_kernels
+from fgtrain.build import build_state
 from fgtrain.data import BadImage
 from fgtrain.data.imagefolder import ImageFolder
+from fgtrain.fitting import Fitted
 from fgtrain.freeze import train_mode
+from fgtrain.ladder import Ladder, Shortage
 from fgtrain.loader import MicroBatch
 from fgtrain.models import Model
 from fgtrain.models.timm import Timm
@@ -24,7 +28,6 @@ from fgtrain.place import Place
 from fgtrain.plan import Plan, make_plan, share
 from fgtrain.recipe import SGD, AdamW, Batch, Ema, Loader, Recipe, replace
 from fgtrain.step import Stepper, Wishes
-from fgtrain.train import build_state
 
 CLASSES = 3
 SAMPLES = 29
@@ -58,6 +61,7 @@ class Outcome(NamedTuple):
     losses: list[float]
     scale: float
     unused: list[str]
+    shortages: list[Shortage]
 
 
 class Oddities(Part, Model):
@@ -84,6 +88,47 @@ class _Odd(nn.Module):
         if torch.rand(()) < 0.5:  # keyed by micro-batch
             x = self.sometimes(x)
         return self.head(self.frozen(x))
+
+
+class Hungry(Part, Model):
+    """timm's test_resnet on a device that runs out of memory above `limit` samples, from a step on, on some rank.
+
+    `where`: on the way forward, or half-way back.
+    """
+
+    classes: int = CLASSES
+    limit: int = 2
+    from_step: int = 0
+    rank: int = 0
+    where: str = "forward"
+
+    def build(self) -> nn.Module:
+        return _Hungry(Timm(name="test_resnet", classes=self.classes, drop=0.1).build(), self)
+
+
+class _Hungry(nn.Module):
+    step = 0  # that is being taken
+
+    def __init__(self, net: nn.Module, device: Hungry) -> None:
+        super().__init__()
+        self.net, self.device = net, device
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        full = self.training and len(x) > self.device.limit and self.step >= self.device.from_step
+        if not full or rank != self.device.rank:
+            return self.net(x)
+        if self.device.where == "forward":
+            self.net(x)  # statistics have moved by then
+            run_out()
+        y = self.net.layer2(self.net.layer1(self.net.maxpool(self.net.act1(self.net.bn1(self.net.conv1(x))))))
+        y.register_hook(run_out)
+        return self.net.get_classifier()(self.net.forward_head(self.net.layer4(self.net.layer3(y)), pre_logits=True))
+
+
+def run_out(*_: Any) -> None:
+    """Be a device without memory."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB (simulated)")
 
 
 class Forgetful(Part, Model):
@@ -137,6 +182,15 @@ def made_up(
             yield MicroBatch(stacked, labels, ids, [BadImage("made up", "bad")] * ((step, micro) in bad))
 
 
+def expected_ids(
+    recipe: Recipe, plan: Plan, place: Place, step: int, bad: frozenset[tuple[int, int]]
+) -> list[tuple[int, list[tuple[int, int]]]]:
+    """What a rank must say that it saw in a step: the samples of its micro-batches, each once."""
+    order = loader.Order(plan.samples, recipe.seed)
+    mine = share(plan.micro_batches, place.rank, place.size)
+    return [(m, [] if (step, m) in bad else [order[p] for p in plan.batch(step, m)]) for m in mine]
+
+
 def train(
     place: Place,
     recipe: Recipe,
@@ -144,6 +198,7 @@ def train(
     threads: int = 1,
     bad: frozenset[tuple[int, int]] = frozenset(),
     scale: float | None = None,
+    fitted: Fitted | None = None,
 ) -> Outcome:
     """Train a recipe to its end and return what is left."""
     torch.set_num_threads(threads)
@@ -153,13 +208,18 @@ def train(
     state = build_state(recipe, place.device)
     if scale is not None:
         state.scaler._init_scale = scale
-    stepper = Stepper(recipe, plan, place, state)
+    told: list[Shortage] = []
+    stepper = Stepper(recipe, plan, place, state, ladder=Ladder(plan, fitted, tell=told.append))
     batches = made_up(recipe, plan, place, 0, bad)
-    losses = [stepper.step(batches, Wishes(), lambda: None).loss for _ in range(plan.steps)]
+    losses = []
+    for _Hungry.step in range(plan.steps):
+        report = stepper.step(batches, Wishes(), lambda: None)
+        losses.append(report.loss)
+        assert report.ids == expected_ids(recipe, plan, place, _Hungry.step, bad)
     train_mode(state.net)
     values = {k: v for k, v in state.values().items() if k != "bad_images"}
     unused = [n for n, p in state.net.named_parameters() if p not in state.optimizer.state and p.requires_grad]
-    return Outcome(digest(state.tensors(), values), losses, state.scaler.get_scale(), unused)
+    return Outcome(digest(state.tensors(), values), losses, state.scaler.get_scale(), unused, told)
 
 
 def digest(tensors: dict[str, dict[str, torch.Tensor]], values: Any) -> str:

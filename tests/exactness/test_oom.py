@@ -1,0 +1,57 @@
+"""Out of memory in the middle of a step: it is taken again with smaller micro-batches, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from fgtrain.fitting import Cut, Fitted
+from fgtrain.ladder import Shortage
+from fgtrain.recipe import Batch, Recipe, replace
+from tests.exactness.training import RESNET, Hungry, train
+from tests.testbed.rank_pool import Ranks
+
+pytestmark = pytest.mark.train
+
+ROOMY = replace(RESNET, model=Hungry(limit=99), batch=Batch(total=12, micro=4))
+FROM_2 = Fitted(cuts=(Cut(2, 2),))
+"""From step 2 on, micro-batches of two."""
+
+
+def tight(recipe: Recipe, **device: object) -> Recipe:
+    """The same on devices with less memory."""
+    return replace(recipe, model=replace(recipe.model, limit=2, **device))
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_bits_are_those_of_a_run_that_knew_before(ranks: Ranks, world: int, where: str) -> None:
+    (known, *_) = ranks.call(1, train, ROOMY, fitted=FROM_2)
+    found = ranks.call(world, train, tight(ROOMY, from_step=2, rank=world - 1, where=where))
+    assert {o.digest for o in found} == {known.digest}
+    assert [o.losses for o in found] == [known.losses] * world
+    assert [o.shortages for o in found] == [[Shortage(2, 1, world, 4, 2)]] * world
+    assert known.shortages == []
+
+
+def test_bits_from_the_first_step_on_are_those_of_a_recipe_with_that_micro_batch(ranks: Ranks) -> None:
+    (small, *_) = ranks.call(1, train, replace(ROOMY, batch=Batch(total=12, micro=2)))
+    found = ranks.call(3, train, tight(ROOMY, rank=1))
+    assert {o.digest for o in found} == {small.digest}
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_samples_level_goes_on_as_if_it_had_known_before(ranks: Ranks, rank: int, where: str) -> None:
+    recipe = replace(ROOMY, determinism="samples")
+    known = ranks.call(2, train, recipe, fitted=FROM_2)
+    found = ranks.call(2, train, tight(recipe, from_step=2, rank=rank, where=where))
+    assert [o.losses for o in found] == [pytest.approx(k.losses, rel=1e-4) for k in known]
+    assert len({o.digest for o in found}) == 1, "ranks differ"
+    assert [o.shortages for o in found] == [[Shortage(2, 1, 2, 4, 2)]] * 2
+
+
+def test_a_device_too_small_for_one_sample_ends_the_run_on_all_ranks(ranks: Ranks) -> None:
+    recipe = replace(ROOMY, model=Hungry(limit=0, rank=1), determinism="samples")
+    with pytest.raises(AssertionError) as told:
+        ranks.call(2, train, recipe)
+    assert str(told.value).count("OutOfMemoryError: step 0: out of memory with a single sample") == 2
