@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fgtrain.checkpointing import is_checkpointed
+
 
 class RunningStatistics:
     """The running statistics of a network's BatchNorm layers that are not frozen: the buffers `live`."""
@@ -23,6 +25,9 @@ class RunningStatistics:
         self._sum = [s.view_as(b) for s, b in zip(torch.split(self._flat_sum, sizes), self.live, strict=True)]
         self._start = [b.clone() for b in self.live]
         self._counts = [c.clone() for c in self._counters]
+        self._led: list[torch.Tensor] | None = None
+        if self.live and is_checkpointed(net):
+            net.register_forward_hook(self._forward_done)
 
     @torch.no_grad()
     def begin_step(self) -> None:
@@ -36,13 +41,13 @@ class RunningStatistics:
     def end_micro_batch(self, weight: float) -> None:
         """Take in where this micro-batch led (`weight` 0: a stand-in without samples) and go back to the start."""
         if self.live:
-            torch._foreach_add_(self._sum, self.live, alpha=weight)
+            torch._foreach_add_(self._sum, self._led or self.live, alpha=weight)
             self.go_back()
 
     @torch.no_grad()
     def take(self) -> list[torch.Tensor]:
         """Return where this micro-batch led and go back to the start: what `end_micro_batch` adds up, by itself."""
-        led = [b.clone() for b in self.live]
+        led = self._led or [b.clone() for b in self.live]
         if self.live:
             self.go_back()
         return led
@@ -50,10 +55,16 @@ class RunningStatistics:
     @torch.no_grad()
     def go_back(self) -> None:
         """Put everything as it was when the step began."""
+        self._led = None
         if not self.live:
             return
         torch._foreach_copy_(self.live, self._start)
         torch._foreach_copy_(self._counters, self._counts)  # layers without momentum divide by them
+
+    def _forward_done(self, net: torch.nn.Module, *_: object) -> None:
+        """Keep where forward led: with activation checkpointing, backward runs layers again, which moves them on."""
+        if net.training:
+            self._led = [b.detach().clone() for b in self.live]
 
     def flat_sum(self) -> torch.Tensor:
         """Return the sum over this rank's micro-batches, flat; not a copy."""

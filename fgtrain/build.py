@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fgtrain.checkpointing import checkpoint
 from fgtrain.ema import MovingAverage
 from fgtrain.keyed import key
 from fgtrain.optimizer import build_optimizer, build_scaler
@@ -15,6 +16,8 @@ def build_net(recipe: Recipe, device: torch.device) -> torch.nn.Module:
     """Make the network, with the weights that every rank of every world begins with."""
     torch.manual_seed(key("weights", recipe.seed))
     net = recipe.model.build().to(device)
+    if recipe.checkpointing:
+        checkpoint(net, f"model.name={recipe.model.name}")
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net

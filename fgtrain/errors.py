@@ -7,6 +7,7 @@ FglaunchError
 │   ├── KeyMissing       no object has this key
 │   ├── KeyExists        a conditional create lost: the key is taken
 │   └── StoreUnavailable the store could not be reached, or refused; worth another try
+├── Refitted             memory ran out, and a restart will take smaller micro-batches: no failure
 └── Corrupt              bytes that are not those that were written (checksum, size, format)
 """
 
@@ -23,6 +24,10 @@ class UserError(FglaunchError):
 
 class RecipeError(UserError):
     """A recipe, or an override of one, that cannot be used."""
+
+
+class Refitted(FglaunchError):
+    """This rank ran out of memory; what was found to be too much is recorded, and a restart goes on with less."""
 
 
 class StoreError(FglaunchError):

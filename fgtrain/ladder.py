@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fgtrain.errors import KeyMissing, StoreError
+from fgtrain.errors import KeyMissing, Refitted, StoreError
 from fgtrain.fitting import KEY, Fitted, smaller
 from fgtrain.plan import Plan
 from fgtrain.runstore import RunStore
@@ -22,31 +22,55 @@ class Shortage(NamedTuple):
 
 
 class Ladder:
-    """The micro-batches of one attempt, step by step; all ranks call together and are told the same."""
+    """The micro-batches of one attempt, step by step."""
 
     def __init__(
         self,
         plan: Plan,
         fitted: Fitted | None = None,
+        *,
+        leads: bool = True,
         keep: Callable[[Fitted], None] = lambda fitted: None,
         tell: Callable[[Shortage], None] = lambda shortage: None,
     ) -> None:
-        """Go on from what was found before; `keep` and `tell` are called for each step down."""
-        self._plan, self._fitted, self._keep, self._tell = plan, fitted or Fitted(), keep, tell
+        """Go on from what was found before.
+
+        Args:
+            plan: the run's.
+            fitted: what was found before.
+            leads: whether this rank speaks for all where all step down together.
+            keep: records what is found.
+            tell: told of each shortage.
+        """
+        self._plan, self._fitted, self._leads, self._keep, self._tell = plan, fitted or Fitted(), leads, keep, tell
 
     def parts(self, step: int) -> int:
         """Return into how many micro-batches each of the plan's is cut in a step."""
         return self._plan.micro // self._fitted.micro_at(step, self._plan.micro)
 
     def shrink(self, step: int, ranks: int, world: int) -> bool:
-        """Step down: `ranks` of `world` ranks ran out of memory in a step. Returns whether there was a step left."""
+        """Step down, all ranks together: `ranks` of them ran out of memory. Returns whether there was a step left."""
+        shortage = self._step_down(step, ranks, world, keeps=self._leads)
+        if self._leads:
+            self._tell(shortage)
+        return shortage.smaller is not None
+
+    def leave(self, step: int, world: int) -> Exception:
+        """Step down, this rank alone, where the others cannot be told; returns what to leave with: all start again."""
+        shortage = self._step_down(step, 1, world, keeps=True)
+        what = f"out of memory in step {step} with micro-batches of {shortage.micro}"
+        if shortage.smaller is None:
+            return MemoryError(what)
+        return Refitted(f"{what}; they hold {shortage.smaller} from here on, the global batch stays {self._plan.total}")
+
+    def _step_down(self, step: int, ranks: int, world: int, *, keeps: bool) -> Shortage:
         micro = self._fitted.micro_at(step, self._plan.micro)
         less = smaller(micro)
         if less is not None:
             self._fitted = self._fitted.cut(step, less)
-            self._keep(self._fitted)
-        self._tell(Shortage(step, ranks, world, micro, less))
-        return less is not None
+            if keeps:
+                self._keep(self._fitted)
+        return Shortage(step, ranks, world, micro, less)
 
 
 def remembered(runs: RunStore) -> Fitted | None:

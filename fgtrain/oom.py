@@ -54,14 +54,12 @@ def make_ladder(
     """Make a run's ladder: what it finds is kept in the store and told, both by rank 0."""
 
     def keep(found: Fitted) -> None:
-        if place.leads:
-            remember(runs, found, note)
+        remember(runs, found, note)
 
     def tell(shortage: Shortage) -> None:
-        if place.leads:
-            note(advice(recipe, state, place.device, shortage))
+        note(advice(recipe, state, place.device, shortage))
 
-    return Ladder(plan, fitted, keep, tell)
+    return Ladder(plan, fitted, leads=place.leads, keep=keep, tell=tell)
 
 
 def advice(recipe: Recipe, state: State, device: torch.device, shortage: Shortage) -> str:

@@ -11,6 +11,8 @@ import os
 import struct
 import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,7 @@ class Phase(IntEnum):
     STEP = 2
     EVALUATE = 3
     FINISH = 4
+    COMPILE = 5
 
 
 class Stage(IntEnum):
@@ -135,6 +138,17 @@ class Pulse:
         """Something else begins."""
         self._phase = phase
         self._write()
+
+    @contextmanager
+    def meanwhile(self, phase: Phase) -> Iterator[None]:
+        """Something else takes place within what is going on."""
+        before, stage = self._phase, self._memory[self._start + _AT_STAGE] if self._memory is not None else 0
+        self.phase(phase)
+        try:
+            yield
+        finally:
+            self.phase(before)
+            self.stage(Stage(stage))
 
     def stage(self, stage: Stage) -> None:
         """The next part of a step begins."""

@@ -56,6 +56,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
 
     `init_from` names the snapshot whose weights the run begins with, as `run@step-attempt`; `init_skip` holds patterns
     of tensors that are not taken from there. `fit`: search for the largest micro-batch that fits before the first step.
+    `profile`: how many steps to profile.
     """
 
     name: str
@@ -73,6 +74,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     init_from: str | None = None
     init_skip: tuple[str, ...] = ()
     fit: bool = False
+    profile: int = 0
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +96,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a worker gave up. `time` in Unix seconds; attempt 0: it failed before the attempt began.
 
-    Kinds: "user" (not worth another try), "peer" (it lost the others), "error" (anything else). `step`: the one it was
+    Kinds: "user" (not worth another try), "peer" (it lost the others), "fitted" (it wants to start again
+    with smaller micro-batches), "error" (anything else). `step`: the one it was
     taking, from 0; None: it took none. `folder`: its node's working folder.
     """
 

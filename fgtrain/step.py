@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from fgtrain import mixup
+from fgtrain.compiled import Patience, compiled
 from fgtrain.data import BadImage
 from fgtrain.freeze import train_mode
 from fgtrain.keyed import key
@@ -22,6 +23,7 @@ from fgtrain.oom import is_oom, make_room
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place, agreeing
 from fgtrain.plan import Plan, rate, share
+from fgtrain.profiler import Profiler
 from fgtrain.pulse import Pulse, Stage
 from fgtrain.recipe import Recipe
 from fgtrain.state import State
@@ -76,15 +78,19 @@ class Stepper:
         state: State,
         pulse: Pulse | None = None,
         ladder: Ladder | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         self._recipe, self._plan, self._place, self._state = recipe, plan, place, state
         self._pulse = pulse or Pulse()
         self._ladder = ladder or Ladder(plan)
+        self._span = (profiler or Profiler()).span
         self._stopwatch = make_stopwatch(place.device)
         self._mine = share(plan.micro_batches, place.rank, place.size)
         self._reduction = recipe.strategy.reduction(recipe, plan, place, state)
         most = -(-plan.micro_batches // place.size)
         self._idle = most - len(self._mine) if self._reduction.lockstep else 0  # passes beyond this rank's share
+        self._net = compiled(self._reduction.net) if recipe.compile else self._reduction.net
+        self._patience = Patience(self._pulse, compiles=recipe.compile)
         self._parts = 1
         train_mode(state.net)
 
@@ -110,8 +116,10 @@ class Stepper:
                 raise torch.OutOfMemoryError(f"step {state.step}: out of memory with a single sample a micro-batch")
             self._divide()
         pulse.stage(Stage.UPDATE)
-        before_update()
-        lr = self._update()
+        with self._span("snapshot"):
+            before_update()
+        with self._span("optimizer"):
+            lr = self._update()
         losses = late(self._reduction.end_step())
         if state.ema:
             state.ema.update(state.net)
@@ -143,7 +151,8 @@ class Stepper:
         for i, number in enumerate(self._mine):
             pulse.stage(Stage.LOAD)
             if i == len(held):
-                held.append(checked(next(batches), self._recipe))
+                with self._span("data"):
+                    held.append(checked(next(batches), self._recipe))
             pulse.stage(Stage.COMPUTE)
             if not (fits := self._fits(held[i], number, losses_G)):
                 make_room(self._place.device)
@@ -152,9 +161,10 @@ class Stepper:
         for _ in range(self._idle * self._parts):
             self._keep_step(held[-1])
         words = torch.tensor([not fits, sum(len(b.ids) for b in held), *wishes], dtype=torch.float32)
-        heard = agreeing(words)  # from host to host: no device is waited for
-        reduction.exchange(losses_G)
-        heard()
+        with self._span("communication"):
+            heard = agreeing(words)  # from host to host: no device is waited for
+            reduction.exchange(losses_G)
+            heard()
         ran_out, samples, *votes = words.tolist()
         return _Words(int(ran_out), int(samples), Wishes(*(v > 0 for v in votes)))
 
@@ -164,8 +174,10 @@ class Stepper:
             for part, piece in enumerate(pieces(batch, self._plan.micro // self._parts, self._parts)):
                 losses_G[number * self._parts + part] = self._backward(piece, number * self._parts + part)
         except RuntimeError as error:
-            if not is_oom(error) or self._reduction.lockstep:
+            if not is_oom(error):
                 raise
+            if self._reduction.lockstep:
+                raise self._ladder.leave(self._state.step, self._place.size) from error
             return False
         return True
 
@@ -173,15 +185,18 @@ class Stepper:
         """Add one micro-batch's gradients and return the sum of its losses."""
         _seed(key("dropout", self._recipe.seed, self._state.step, micro_batch), self._place.device)
         filled = len(batch.ids) > 0
-        with self._reduction.micro_batch(micro_batch, filled=filled):
+        last = micro_batch == self._mine.stop * self._parts - 1  # its backward pass waits for the other ranks
+        with self._patience.first(len(batch.ids), last), self._reduction.micro_batch(micro_batch, filled=filled):
             if not filled and not self._reduction.collective:
                 return torch.zeros(())
-            loss = self._loss(batch, micro_batch) if filled else self._stand_in(batch)
+            with self._span("forward"):
+                loss = self._loss(batch, micro_batch) if filled else self._stand_in(batch)
             scale = self._reduction.loss_scale / self._plan.batch_samples(self._state.step)
-            if micro_batch == self._mine.stop * self._parts - 1:  # its backward pass waits for the other ranks
+            if last:
                 self._stopwatch.stop()
                 self._pulse.stage(Stage.EXCHANGE)
-            self._reduction.backward(loss * scale)
+            with self._span("backward"):
+                self._reduction.backward(loss * scale)
         detached: torch.Tensor = loss.detach()
         return detached
 
@@ -209,7 +224,7 @@ class Stepper:
         """Run the network on pictures, uint8 (N, H, W, 3); returns (N, classes)."""
         x_NCHW = mixup.blended(to_input(images, self._recipe, self._place.device), blend)
         with autocast(self._recipe, self._place.device):
-            logits_NC: torch.Tensor = self._reduction.net(x_NCHW)
+            logits_NC: torch.Tensor = self._net(x_NCHW)
         return logits_NC
 
     def _update(self) -> float:

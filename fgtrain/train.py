@@ -16,6 +16,7 @@ from fgtrain.journal import Journal
 from fgtrain.oom import make_ladder
 from fgtrain.phases import Phases
 from fgtrain.place import Place, agree, from_leader
+from fgtrain.profiler import make_profiler
 from fgtrain.pulse import Phase, Pulse
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
@@ -101,7 +102,8 @@ def train(
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
     ladder = make_ladder(recipe, plan, fitted, runs, place, state, note)
-    stepper = Stepper(recipe, plan, place, state, pulse, ladder)
+    profiler = make_profiler(run.profile, runs, place, folder, attempt.attempt, note)
+    stepper = Stepper(recipe, plan, place, state, pulse, ladder, profiler)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
@@ -119,7 +121,9 @@ def train(
         state.bad_images |= dict(report.bad)
         stop = report.wishes.stop or not evaluations.settle()
         if not stop and state.step < plan.steps:
-            snapshots.after_step(state, report.wishes)
+            with profiler.span("snapshot"):
+                snapshots.after_step(state, report.wishes)
+        profiler.stepped(state.step, last=stop or state.step == plan.steps)
     pulse.phase(Phase.FINISH)
     done = state.step == plan.steps and not evaluations.due
     if state.step > committed or (late and not evaluations.due):

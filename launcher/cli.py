@@ -144,6 +144,7 @@ def _add_run(p: argparse.ArgumentParser) -> None:
         help="... but leave the tensors of these names fresh, for example 'fc.*'",
     )
     p.add_argument("--fit", action="store_true", help="first search for the largest micro-batch that fits")
+    p.add_argument("--profile", type=int, default=0, metavar="STEPS", help="profile so many steps: a trace, a summary")
     p.add_argument("--dry-run", action="store_true", help="print the plan and every command line; start nothing")
     _add_limits(p)
 

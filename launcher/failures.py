@@ -5,6 +5,7 @@ preemption  the machine is being taken, with notice                 at once
 lost        a process or node is gone and left no word              at once, then later and later
 hang        ranks stopped moving                                    the hanging rank is killed
 oom         memory ran out, a device's or the host's                twice
+fitted      it did, and the micro-batch is smaller from now on      at once
 user        only the user can mend it                               never
 hardware    a device or link is broken                              on another node
 capacity    something is full, or there are not enough nodes        patiently
@@ -20,8 +21,8 @@ from typing import Literal, NamedTuple
 
 from fgtrain.runstore import Failure
 
-Kind = Literal["user", "hardware", "oom", "capacity", "hang", "error", "preemption", "lost"]
-KINDS: tuple[Kind, ...] = ("user", "hardware", "oom", "capacity", "hang", "error", "preemption", "lost")
+Kind = Literal["user", "hardware", "oom", "capacity", "fitted", "hang", "error", "preemption", "lost"]
+KINDS: tuple[Kind, ...] = ("user", "hardware", "oom", "capacity", "fitted", "hang", "error", "preemption", "lost")
 """Most telling first: of several signs of one incident, the first of these is taken for its cause."""
 
 EXIT_NOTICED = 75  # EX_TEMPFAIL: a worker that left after a notice, its snapshot committed (see fgtrain.worker)
@@ -86,6 +87,8 @@ def sign_of(failure: Failure) -> Sign:
     kind: Kind
     if failure.kind == "user":
         kind = "user"
+    elif failure.kind == "fitted":
+        kind = "fitted"
     elif failure.kind == "peer":  # NCCL and gloo say so of a broken link and of a dead peer alike
         kind = "lost"
     else:

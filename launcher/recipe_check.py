@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fgtrain.parts import leaves
 from fgtrain.recipe import SGD, Recipe
+from fgtrain.strategies.ddp import DDP
 
 
 class Rule(NamedTuple):
@@ -50,6 +51,7 @@ RULES = MappingProxyType(
         "label_smoothing": BELOW_1,
         "clip_norm": ABOVE_0,
         "ema.decay": BELOW_1,
+        "mixup.alpha": ABOVE_0,
         "loader.workers": FROM_0,
         "loader.prefetch": ABOVE_0,
         "evaluate.every_epochs": FROM_0,
@@ -81,6 +83,10 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.crop={data.crop} is larger than data.resize={data.resize}"
     if scale and scale[0] > scale[1]:
         yield f"data.scale={_spell(scale)}: the first must not be above the second"
+    if recipe.compile and recipe.determinism == "bits":
+        yield "compile=true: nobody vouches for the bits of compiled kernels; --set determinism=samples"
+    if recipe.compile and not isinstance(recipe.strategy, DDP):
+        yield "compile=true: only with strategy DDP; --set compile=false"
     if isinstance(recipe.optim, SGD) and recipe.optim.nesterov and not recipe.optim.momentum:
         yield "optim.nesterov=true: it needs optim.momentum above 0"
     yield from recipe.strategy.flaws(recipe)

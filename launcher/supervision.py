@@ -76,6 +76,7 @@ class Supervision(Part):
     lost: Budget = Budget(tries=10, free=3)
     hang: Budget = Budget(tries=4, cap_s=300.0)
     oom: Budget = Budget(tries=2)
+    fitted: Budget = Budget(tries=1000, free=1000)
     hardware: Budget = Budget(tries=4)
     capacity: Budget = Budget(tries=60, free=0, base_s=5.0, cap_s=300.0)
     error: Budget = Budget(tries=4, free=2)

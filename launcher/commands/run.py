@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from cluster import Cluster, Command, Node, Rented
+from fgtrain.errors import UserError
 from fgtrain.lineage import adopt
 from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
@@ -28,6 +29,8 @@ def call(args: argparse.Namespace) -> int:
     world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect)
     asked = limits.asked(args)
     settings = supervision.changed(supervision.Supervision(), args.supervise)
+    if args.profile < 0:
+        raise UserError(f"--profile {args.profile}: a number of steps, 1 or more; leave it out to profile none")
     if args.name is not None:
         prepare.check_name(args.name)
     cluster_name = choose(args.cluster)
@@ -39,7 +42,8 @@ def call(args: argparse.Namespace) -> int:
     notes += foreground.check_start(run, cluster, world, args.port, queued=queue is not None)
     store = open_store(args.store or prepare.default_store())
     foreground.check_store(store, cluster_name, cluster)
-    run = msgspec.structs.replace(prepare.begin_from(run, store, args.init_from, args.init_skip), fit=args.fit)
+    run = prepare.begin_from(run, store, args.init_from, args.init_skip)
+    run = msgspec.structs.replace(run, fit=args.fit, profile=args.profile)
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
