@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 
@@ -15,8 +16,8 @@ def compiled(net: torch.nn.Module) -> torch.nn.Module:
     DDP is compiled with the network in it, so that its buckets still travel during the backward pass.
     Source: PyTorch documentation, torch.compile, "DistributedDataParallel".
     """
-    made: torch.nn.Module = torch.compile(net)
-    return made
+    made: Any = torch.compile(net)
+    return cast(torch.nn.Module, made)
 
 
 class Patience:

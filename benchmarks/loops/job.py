@@ -15,6 +15,7 @@ from benchmarks.turns import Turn
 from fgtrain import images
 from fgtrain.data import Images, Index, Sample
 from fgtrain.dataindex import usable
+from fgtrain.optimizer import computes_in
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 
@@ -109,6 +110,12 @@ class Normalise:
         """Turn uint8 (N, H, W, 3) into float (N, 3, H, W)."""
         floats = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format)
         return floats.sub_(self._mean).div_(self._std)
+
+
+def precision(job: Job) -> str:
+    """Name what the network computes in, as the recipe does: "fp32", "bf16" or "fp16"."""
+    dtype = computes_in(job.run.recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def build(job: Job, device: torch.device) -> torch.nn.Module:

@@ -19,7 +19,7 @@ def main() -> None:
     recipe = job.run.recipe
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision),
+        mixed_precision={"fp32": "no"}.get(jobs.precision(job), jobs.precision(job)),
         gradient_accumulation_steps=job.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )

@@ -68,7 +68,7 @@ def main() -> None:
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=job.run.world.size,
         strategy=DDPStrategy(gradient_as_bucket_view=True),
-        precision=_PRECISION[job.run.recipe.precision],
+        precision=_PRECISION[jobs.precision(job)],
         accumulate_grad_batches=job.accumulate,
         max_epochs=-1,
         callbacks=[TakeTurns(job)],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import step_overhead
+from benchmarks import throughput
 from benchmarks.turns import Measure
 from fgtrain.errors import RecipeError
 from tests.testbed.runs import ROOT
@@ -16,36 +16,36 @@ SMALL = ["--model", "test_resnet", "--image", "36", "--rounds", "2", "--steps", 
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> step_overhead.RunFile:
-    return step_overhead.plan_run(step_overhead.arguments(SMALL), tmp_path)
+def planned(tmp_path: Path) -> throughput.RunFile:
+    return throughput.plan_run(throughput.arguments(SMALL), tmp_path)
 
 
-def test_ratio_is_taken_round_by_round(planned: step_overhead.RunFile) -> None:
+def test_ratio_is_taken_round_by_round(planned: throughput.RunFile) -> None:
     ours = [Measure(1.0, 0.5), Measure(10.0, 0.5), Measure(2.0, 0.5)]
     peer = [Measure(1.1, 0.5), Measure(11.0, 0.5), Measure(2.2, 0.5)]  # a wave of noise met both
-    table = step_overhead.report(planned, {"ours": ours, "hand-written": peer}, steps=4)
+    table = throughput.report(planned, {"ours": ours, "hand-written": peer}, steps=4)
     (row,) = [line for line in table.splitlines() if line.startswith("| hand-written")]
     assert "1.100" in row
     assert "| met |" in re.sub(" +", " ", row)
     assert "64.0" in table  # images/s: 4 steps of 32 in the median 2 s
 
 
-def test_missed_bar_is_said(planned: step_overhead.RunFile) -> None:
+def test_missed_bar_is_said(planned: throughput.RunFile) -> None:
     windows = {"ours": [Measure(1.0, 1.0)], "hand-written": [Measure(0.97, 1.0)], "lightning": [Measure(1.0, 1.0)]}
-    assert step_overhead.report(planned, windows, steps=1).count("missed") == 2
+    assert throughput.report(planned, windows, steps=1).count("missed") == 2
 
 
 def test_recipe_that_the_peers_cannot_train_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="clip_norm"):
-        step_overhead.plan_run(step_overhead.arguments([*SMALL, "--set", "clip_norm=1"]), tmp_path)
+        throughput.plan_run(throughput.arguments([*SMALL, "--set", "clip_norm=1"]), tmp_path)
     with pytest.raises(RecipeError, match="same number"):
-        step_overhead.plan_run(step_overhead.arguments([*SMALL, "--set", "batch.total=24"]), tmp_path)
+        throughput.plan_run(throughput.arguments([*SMALL, "--set", "batch.total=24"]), tmp_path)
 
 
 @pytest.mark.train
 def test_small_comparison_prints_its_table(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert step_overhead.main(SMALL) == 0
+    assert throughput.main(SMALL) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("| ")][2:] == ["ours", "hand-written"]
+    assert [line.split()[1] for line in lines if line.startswith("| ")][2:] == ["ours", "hand-written", "timm"]
     assert not any("nan" in line for line in lines)
