@@ -7,7 +7,7 @@ import pytest
 from fgtrain.fitting import Cut, Fitted
 from fgtrain.ladder import Shortage
 from fgtrain.recipe import Batch, Recipe, replace
-from tests.exactness.training import RESNET, Hungry, train
+from tests.exactness.training import RESNET, Hungry, fitting, train
 from tests.testbed.rank_pool import Ranks
 
 pytestmark = pytest.mark.train
@@ -54,3 +54,16 @@ def test_a_device_too_small_for_one_sample_ends_the_run_on_all_ranks(ranks: Rank
     with pytest.raises(AssertionError) as told:
         ranks.call(2, train, recipe)
     assert str(told.value).count("OutOfMemoryError: step 0: out of memory with a single sample") == 2
+
+
+def test_what_is_computed_anew_leaves_the_same_bits(ranks: Ranks) -> None:
+    (kept, *_) = ranks.call(1, train, RESNET)
+    found = ranks.call(2, train, replace(RESNET, checkpointing=True))
+    assert {o.digest for o in found} == {kept.digest}
+
+
+@pytest.mark.parametrize(("limit", "found"), [(99, 6), (4, 4), (3, 3), (1, 1), (0, 1)])
+def test_fit_finds_the_largest_micro_batch_for_all_ranks(ranks: Ranks, limit: int, found: int) -> None:
+    larger = replace(RESNET.data, resize=64, crop=64)
+    recipe = replace(ROOMY, model=Hungry(limit=limit, rank=1), data=larger, determinism="samples")
+    assert ranks.call(2, fitting, recipe) == [found] * 2

@@ -17,6 +17,7 @@ from fgtrain.bits import assert_equal, settle_kernels
 from fgtrain.build import build_state
 from fgtrain.data import BadImage
 from fgtrain.data.imagefolder import ImageFolder
+from fgtrain.fit import search
 from fgtrain.fitting import Fitted
 from fgtrain.freeze import train_mode
 from fgtrain.ladder import Ladder, Shortage
@@ -220,6 +221,17 @@ def train(
     values = {k: v for k, v in state.values().items() if k != "bad_images"}
     unused = [n for n, p in state.net.named_parameters() if p not in state.optimizer.state and p.requires_grad]
     return Outcome(digest(state.tensors(), values), losses, state.scaler.get_scale(), unused, told)
+
+
+def fitting(place: Place, recipe: Recipe) -> int:
+    """Return the micro-batch that `--fit` finds; the state must be as it was."""
+    torch.set_num_threads(1)
+    state = build_state(recipe, place.device)
+    before = digest(state.tensors(), state.values())
+    found = search(recipe, make_plan(recipe, SAMPLES), place.size, place, state)
+    assert digest(state.tensors(), state.values()) == before
+    assert all(p.grad is None for p in state.net.parameters())
+    return found
 
 
 def digest(tensors: dict[str, dict[str, torch.Tensor]], values: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgtrain.compiled import Patience
 from fgtrain.pulse import FILE, Beat, Phase, Pulse, Stage, birth, decode, encode
 from tests.testbed.runs import wait_for
 
@@ -123,3 +124,25 @@ def test_process_that_only_has_the_number_is_left_alone(tmp_path: Path) -> None:
 def _bytes(folder: Path) -> bytes:
     file = folder / FILE
     return file.read_bytes() if file.exists() else b""
+
+
+def test_watchdog_is_told_while_kernels_are_made_and_only_then(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path)
+
+    def shown() -> tuple[Phase, Stage]:
+        (beat,) = decode((tmp_path / FILE).read_bytes())
+        return beat.phase, beat.stage
+
+    patience = Patience(pulse, compiles=True)
+    pulse.step_begins(3)
+    pulse.stage(Stage.COMPUTE)
+    with patience.first(8, False):
+        assert shown()[0] is Phase.COMPILE
+    assert shown() == (Phase.STEP, Stage.COMPUTE)
+    with patience.first(8, False):
+        assert shown() == (Phase.STEP, Stage.COMPUTE)
+    with patience.first(4, False):
+        assert shown()[0] is Phase.COMPILE
+    with Patience(pulse, compiles=False).first(1):
+        assert shown()[0] is Phase.STEP
+    assert pulse.step == 3

@@ -79,6 +79,7 @@ def test_report_of_a_worker_becomes_a_sign() -> None:
     assert sign_of(reported("user")).traceback == ""
     assert sign_of(reported("peer", "NCCL error: unhandled system error")).peer
     assert sign_of(reported("error", "CUDA out of memory")).kind == "oom"
+    assert sign_of(reported("fitted", "out of memory in step 3")).kind == "fitted"
 
 
 signs = st.builds(

@@ -47,6 +47,19 @@ def test_cause_wins_over_what_was_heard_first(incidents: Incidents) -> None:
     assert decision.note == "oom: CUDA out of memory; try 1 of 2"
 
 
+def test_smaller_micro_batches_at_the_same_step_spend_no_other_budget() -> None:
+    incidents = Incidents(Supervision(), "run")
+    for attempt in range(1, 8):
+        incidents.attempt(attempt, 0)
+        sign = Sign("fitted", "out of memory in step 0", attempt=attempt, step=0, traceback="tb")
+        incidents.add(10.0 * attempt, sign)
+        incidents.add(10.0 * attempt, Sign("lost", "Connection closed by peer", peer=True, attempt=attempt))
+        decision = incidents.decide(10.0 * attempt + SETTLE_S)
+        assert decision is not None
+        assert (decision.cause.kind, decision.retry.allowed, decision.retry.delay_s) == ("fitted", True, 0.0)
+        assert decision.verdict is None
+
+
 def test_late_word_on_an_attempt_that_was_decided_on_is_no_new_incident(incidents: Incidents) -> None:
     incidents.log_line(10.0, "a", 5.0, LINE.format(-9))
     assert incidents.decide(12.0) is not None

@@ -8,7 +8,7 @@ import pytest
 
 from fgtrain.overrides import apply
 from fgtrain.parts import leaves
-from fgtrain.recipe import SGD, Cosine, Ema, Recipe, Step
+from fgtrain.recipe import SGD, Cosine, Ema, Mixup, Recipe, Step
 from launcher.recipe_check import RULES, flaws
 from launcher.recipe_file import load
 from tests.fgtrain.recipes import recipe
@@ -17,7 +17,7 @@ from tests.golden import recipe_files
 
 def whole() -> Recipe:
     """A recipe in which every field with a rule is set."""
-    return recipe(clip_norm=1.0, ema=Ema())
+    return recipe(clip_norm=1.0, ema=Ema(), mixup=Mixup())
 
 
 @pytest.mark.parametrize("file", recipe_files(), ids=lambda p: p.stem)
@@ -26,7 +26,9 @@ def test_recipes_of_this_project_make_sense(file: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("field", [p for p, v in leaves(recipe(clip_norm=1.0, ema=Ema())) if isinstance(v, float)])
+@pytest.mark.parametrize(
+    "field", [p for p, v in leaves(recipe(clip_norm=1.0, ema=Ema(), mixup=Mixup())) if isinstance(v, float)]
+)
 def test_number_that_is_not_finite_is_refused_everywhere(field: str, value: str) -> None:
     assert f"{field}={value}: it must be a finite number" in list(flaws(apply(whole(), f"{field}={value}")))
 
@@ -44,6 +46,7 @@ def test_not_finite_number_within_a_list_is_refused() -> None:
         *("label_smoothing=1", "label_smoothing=-0.1", "clip_norm=0", "ema.decay=1", "loader.workers=-1"),
         *("loader.prefetch=0", "evaluate.every_epochs=-1", "evaluate.micro=0", "snapshots.steps=0"),
         *(
+            "mixup.alpha=0",
             "snapshots.seconds=-1",
             "snapshots.memory_steps=-1",
             "snapshots.slots=0",
@@ -54,7 +57,7 @@ def test_not_finite_number_within_a_list_is_refused() -> None:
     ],
 )
 def test_value_out_of_bounds_is_refused_by_name(assignment: str) -> None:
-    changed = apply(recipe(ema=Ema(), schedule=Cosine()), assignment)
+    changed = apply(recipe(ema=Ema(), mixup=Mixup(), schedule=Cosine()), assignment)
     found = list(flaws(changed))
     assert any(f.startswith(assignment.partition("=")[0] + "=") and "it must be" in f for f in found), found
 
@@ -76,3 +79,10 @@ def test_contradiction_is_refused(changed: Recipe, part: str) -> None:
 def test_every_rule_is_about_a_field_that_exists() -> None:
     kinds = (whole(), recipe(optim=SGD(lr=1.0), schedule=Cosine()), recipe(schedule=Step(epochs=(1.0,))))
     assert set(RULES) <= {path for kind in kinds for path, _ in leaves(kind)}
+
+
+def test_compiled_kernels_are_no_bits() -> None:
+    assert not list(flaws(recipe(compile=True)))
+    (flaw,) = flaws(recipe(compile=True, determinism="bits"))
+    assert flaw.startswith("compile=true: ")
+    assert "--set determinism=samples" in flaw
