@@ -71,6 +71,7 @@ def test_silent_node_is_left_behind_and_let_in_again_without_losing_a_step(runs:
     assert why[3] == "nodes join"
 
 
+@pytest.mark.chaos
 def test_warm_process_dies_worker_is_stopped_and_a_spare_steps_in(runs: Runs, undisturbed: str) -> None:
     with runs.start("spared", *RECIPE, "--nodes", "1", "--spares", "1", "--name", "spared") as run:
         run.wait_step(3)
@@ -93,6 +94,7 @@ def test_warm_process_dies_worker_is_stopped_and_a_spare_steps_in(runs: Runs, un
     assert weights(runs, "spared") == undisturbed
 
 
+@pytest.mark.chaos
 def test_agents_cut_off_from_their_store_stop_their_workers_and_come_back(runs: Runs, undisturbed: str) -> None:
     with runs.start("cut", *RECIPE, "--nodes", "2", "--name", "cut") as run:
         run.wait_step(3)

@@ -44,6 +44,7 @@ def pulse(runs: Runs, run: str, node: int) -> int:
     return int(wait_for(steps, f"node{node} takes steps"))
 
 
+@pytest.mark.chaos
 def test_stopped_worker_is_noticed_named_and_replaced(runs: Runs) -> None:
     runs.env["FGLAUNCH_COLD"] = "1"  # a warm process notices sooner that its child is stopped
     quick = ("--supervise", "watchdog.floor_s=8", "--supervise", "watchdog.factor=5")
@@ -88,6 +89,7 @@ def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:
     for thread in threads:
         thread.join(400)
     codes = sorted(d.returncode for d in done)
-    assert codes in ([0, 2], [0, 3]), [d.stderr for d in done]  # refused, since the other was there already; or fenced
+    # Refused, since the other was there already; fenced; or so late that the work was done.
+    assert codes in ([0, 2], [0, 3], [0, 0]), "\n----\n".join(d.stderr for d in done)
     assert runs.processes() == []
     assert runs.json("ps")[0]["state"] == "finished"
