@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from fgtrain.batchnorm import RunningStatistics
+from fgtrain.place import agreeing
 from fgtrain.recipe import Recipe
 from fgtrain.state import State
 
@@ -20,14 +22,11 @@ class Reduction(Protocol):
     Attributes:
         net: what to run forward.
         collective: whether a backward pass involves all ranks, so that a micro-batch without samples needs a stand-in.
-        lockstep: whether every pass does, so that all ranks must make as many; who has fewer micro-batches makes some
-            with stand-ins, at the end.
         loss_scale: what a micro-batch's share of the step's loss is multiplied by before its backward pass.
     """
 
     net: torch.nn.Module
     collective: bool
-    lockstep: bool
     loss_scale: float
 
     def begin_step(self) -> None:
@@ -37,7 +36,8 @@ class Reduction(Protocol):
         """Take in one of this rank's micro-batches, whose forward and backward run inside.
 
         Args:
-            number: which, in [0, micro-batches of a step); they come in order. None: none, only to keep step.
+            number: which, in [0, micro-batches of a step); they come in order. None: none, after the last, to keep in
+                step with other ranks.
             filled: whether it has samples. If not, it counts for nothing, whatever ran inside.
         """
 
@@ -81,3 +81,37 @@ class Applied:
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
+
+
+class Mailed(Applied):
+    """... whose mail, and BatchNorm's statistics with it, is summed by one all-reduce beside the gradients."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        super().__init__(recipe, state)
+        self._norms = RunningStatistics(state.net)
+        self._filled = 0
+
+    def begin_step(self) -> None:
+        """Forget the last step."""
+        super().begin_step()
+        self._filled = 0
+        self._norms.begin_step()
+
+    def end_micro_batch(self, *, filled: bool) -> None:
+        """Take in the statistics of a micro-batch, if it had samples."""
+        self._filled += filled
+        self._norms.end_micro_batch(float(filled))
+
+    def exchange(self, mail: torch.Tensor) -> None:
+        """Begin to sum `mail`, and the statistics with it; gradients are there already."""
+        filled = torch.tensor([float(self._filled)], device=mail.device)
+        self._sums = torch.cat([filled, mail, self._norms.flat_sum()])
+        self._mail_length = len(mail)
+        self._arrived = agreeing(self._sums)
+
+    def end_step(self) -> torch.Tensor:
+        """Set the running statistics and return the sum of the mail."""
+        self._arrived()
+        end = 1 + self._mail_length
+        self._norms.end_step(self._sums[end:], float(self._sums[0]))
+        return self._sums[1:end]

@@ -59,7 +59,7 @@ class Stepper:
         self._mine = share(plan.micro_batches, place.rank, place.size)
         self._reduction = recipe.strategy.reduction(recipe, plan, place, state)
         most = -(-plan.micro_batches // place.size)
-        self._idle = most - len(self._mine) if self._reduction.lockstep else 0  # passes beyond this rank's share
+        self._idle = most - len(self._mine) if state.lockstep else 0  # passes beyond this rank's share
         train_mode(state.net)
 
     def step(self, batches: Iterator[MicroBatch], wishes: Wishes, before_update: Callable[[], None]) -> StepReport:
