@@ -21,7 +21,8 @@ class RunningStatistics:
         self.live = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
         self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
         sizes = [b.numel() for b in self.live]
-        self._flat_sum = torch.zeros(sum(sizes), device=next(net.parameters()).device)
+        device = self.live[0].device if self.live else None  # parameters may be elsewhere: offloaded
+        self._flat_sum = torch.zeros(sum(sizes), device=device)
         self._sum = [s.view_as(b) for s, b in zip(torch.split(self._flat_sum, sizes), self.live, strict=True)]
         self._start = [b.clone() for b in self.live]
         self._counts = [c.clone() for c in self._counters]

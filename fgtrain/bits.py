@@ -40,7 +40,6 @@ class FixedTree(Applied):
     """Sums by the tree; ranks exchange their partial sums during the last micro-batch's backward."""
 
     collective = False
-    lockstep = False
     loss_scale = 1.0
 
     def __init__(self, recipe: Recipe, state: State, place: Place, shares: Sequence[range]) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from fgtrain.batchnorm import RunningStatistics
-from fgtrain.place import Place, agreeing
+from fgtrain.place import Place
 from fgtrain.recipe import Recipe
-from fgtrain.reduction import Applied
+from fgtrain.reduction import Mailed
 from fgtrain.state import State
 
 # Newer torch has renamed the option, and warns of the old name.
@@ -23,18 +22,15 @@ _KEEP_BUFFERS: dict[str, Any] = {
 }
 
 
-class DataParallel(Applied):
+class DataParallel(Mailed):
     """Each rank accumulates over its micro-batches; DDP averages over ranks during the last one's backward."""
-
-    lockstep = False
 
     def __init__(self, recipe: Recipe, state: State, place: Place, mine: range) -> None:
         super().__init__(recipe, state)
         net = state.net
         self._place, self._whole = place, mine
-        self._norms = RunningStatistics(net)
         self._parameters = [p for p in net.parameters() if p.requires_grad]
-        self._filled, self._under_way = 0, False
+        self._under_way = False
         self._number: int | None = None
         self._arrived: set[torch.Tensor] = set()
         self._ddp: DistributedDataParallel | None = None
@@ -43,7 +39,7 @@ class DataParallel(Applied):
                 _OrNothing(net, self._parameters),
                 device_ids=[place.local_rank] if place.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **_KEEP_BUFFERS,  # RunningStatistics agrees on them once a step
+                **_KEEP_BUFFERS,  # `Mailed` agrees on them once a step
             )
             self._watch(self._ddp)
         self.net: torch.nn.Module = self._ddp or net
@@ -58,8 +54,6 @@ class DataParallel(Applied):
     def begin_step(self) -> None:
         """Forget the last step."""
         super().begin_step()
-        self._filled = 0
-        self._norms.begin_step()
         self._under_way = False
         self._arrived.clear()
 
@@ -69,27 +63,7 @@ class DataParallel(Applied):
         self._number = number
         with self._ddp.no_sync() if self._ddp and number != self._last else nullcontext():
             yield
-        self._filled += filled
-        self._norms.end_micro_batch(float(filled))
-
-    def exchange(self, mail: torch.Tensor) -> None:
-        """Begin to sum `mail`, and the statistics with it; gradients are there already."""
-        filled = torch.tensor([float(self._filled)])
-        self._sums, self._mail_length = torch.cat([mail, self._norms.flat_sum()]), len(mail)
-        if mail.device.type == "cpu":  # then one message does
-            self._sums = torch.cat([self._sums, filled])
-            self._all_filled = self._sums[-1:]
-            self._waits = [agreeing(self._sums)]
-        else:  # hosts agree on theirs while their devices are at work: what is read from a device is waited for
-            self._all_filled = filled
-            self._waits = [agreeing(filled), agreeing(self._sums)]
-
-    def end_step(self) -> torch.Tensor:
-        """Set the running statistics and return the sum of the mail."""
-        self.drop_step()
-        end = self._mail_length + len(self._norms.flat_sum())
-        self._norms.end_step(self._sums[self._mail_length : end], self._all_filled.item())
-        return self._sums[: self._mail_length]
+        self.end_micro_batch(filled=filled)
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
@@ -108,11 +82,6 @@ class DataParallel(Applied):
                 nothing(left).backward()  # type: ignore[no-untyped-call]
         else:
             self._ddp(None).backward()
-
-    def drop_step(self) -> None:
-        """See `Reduction`: only wait for what was sent."""
-        for wait in self._waits:
-            wait()
 
     def _watch(self, ddp: DistributedDataParallel) -> None:
         """Note when the exchange of a step is under way, and which gradients it has seen."""

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from fgtrain.errors import Corrupt
+from fgtrain.shards import own
 
 
 class MovingAverage:
-    """Averages of all floating-point parameters and buffers; the rest follows the network.
+    """Averages of all floating-point parameters and buffers, as far as this rank holds them.
 
     Decay grows with the number of updates n as (1 + n) / (10 + n), up to `decay`, so that early averages forget the
     initial weights. Source: tf.train.ExponentialMovingAverage, `num_updates`.
@@ -20,7 +21,7 @@ class MovingAverage:
     def __init__(self, net: torch.nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.tensors = {n: t.detach().clone() for n, t in _floats(net).items()}
+        self.tensors = {n: t.clone() for n, t in _floats(net).items()}
 
     @torch.no_grad()
     def update(self, net: torch.nn.Module) -> None:
@@ -47,7 +48,7 @@ class MovingAverage:
     def applied(self, net: torch.nn.Module) -> Iterator[None]:
         """Put the averages into the network for the length of a `with`, then its own weights back."""
         live = _floats(net)
-        kept = {n: t.detach().clone() for n, t in live.items()}
+        kept = {n: t.clone() for n, t in live.items()}
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 live[name].copy_(tensor)
@@ -60,4 +61,4 @@ class MovingAverage:
 
 
 def _floats(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {n: t.data for n, t in net.state_dict(keep_vars=True).items() if t.is_floating_point()}
+    return {n: own(t) for n, t in net.state_dict(keep_vars=True).items() if t.is_floating_point()}

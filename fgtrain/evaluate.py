@@ -42,7 +42,7 @@ def evaluate(
     micro_batches = -(-len(samples) // recipe.evaluate.micro)
     mine = share(micro_batches, place.rank, place.size)
     table = torch.zeros(micro_batches, 4, dtype=torch.float64)
-    measure = _Measure(recipe, state.net, place.device)
+    measure = _Measure(recipe, state, place.device)
     state.net.eval()
     with state.ema.applied(state.net) if state.ema else nullcontext():
         batches = loader.evaluation_batches(recipe, samples, mine, pin=place.device.type == "cuda")
@@ -52,6 +52,8 @@ def evaluate(
             if turn < len(mine):
                 batch = loader.checked(next(batches), recipe)
                 table[mine[turn]] = measure(batch)
+            elif state.lockstep:
+                _keep_step(recipe, state.net, place.device)
             wait()
             if asked.item():
                 return None
@@ -100,8 +102,8 @@ class Evaluations:
 class _Measure:
     """Measures micro-batches; in smaller pieces, from the first on for which there was no memory."""
 
-    def __init__(self, recipe: Recipe, net: torch.nn.Module, device: torch.device) -> None:
-        self._recipe, self._net, self._device = recipe, net, device
+    def __init__(self, recipe: Recipe, state: State, device: torch.device) -> None:
+        self._recipe, self._state, self._device = recipe, state, device
         self._micro = recipe.evaluate.micro
 
     def __call__(self, batch: loader.MicroBatch) -> torch.Tensor:
@@ -118,14 +120,21 @@ class _Measure:
         count = self._recipe.evaluate.micro // self._micro
         try:
             rows = [
-                _measure(self._recipe, self._net, piece, self._device)
+                _measure(self._recipe, self._state.net, piece, self._device)
                 for piece in loader.pieces(batch, self._micro, count)
             ]
         except RuntimeError as error:
-            if not is_oom(error):
+            if not is_oom(error) or self._state.lockstep:  # others would wait in a pass that this rank makes no more
                 raise
             return None
         return torch.stack(rows).sum(0)
+
+
+def _keep_step(recipe: Recipe, net: torch.nn.Module, device: torch.device) -> None:
+    """Run a forward pass that counts for nothing, because other ranks make one."""
+    side = recipe.data.crop
+    with autocast(recipe, device):
+        net(to_input(torch.zeros(1, side, side, 3, dtype=torch.uint8), recipe, device))
 
 
 def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device) -> torch.Tensor:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from fgtrain.export import export
 from fgtrain.journal import Journal
+from fgtrain.manifest import Manifest
 from fgtrain.runstore import Result, RunFile, RunStore
 from fgtrain.state import State
 from fgtrain.tensorboard import ScalarWriter
@@ -20,7 +22,8 @@ def publish(run: RunFile, runs: RunStore, state: State, journal: Journal) -> Non
     manifest = runs.manifest(runs.manifest_names()[-1])
     lines = runs.log_lines(manifest, "metrics")
     runs.store.put(runs.key("metrics.jsonl"), lines)
-    runs.store.put(runs.key("weights.safetensors"), _weights(state, run))
+    weights = _weights(state, run) if state.whole else _stored_weights(runs, run, manifest)
+    runs.store.put(runs.key("weights.safetensors"), weights)
     rows = [json.loads(line) for line in lines.splitlines()]
     _publish_board(runs, rows)
     last: dict[str, float] = next((r for r in reversed(rows) if "val_top1" in r), {})
@@ -42,6 +45,15 @@ def _weights(state: State, run: RunFile) -> bytes:
     with state.ema.applied(state.net) if state.ema else nullcontext():
         tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.net.state_dict().items()}
     return save(tensors, metadata={"run": run.name, "recipe": run.recipe_digest, "step": str(state.step)})
+
+
+def _stored_weights(runs: RunStore, run: RunFile, manifest: Manifest) -> bytes:
+    """Return the same of a state that no rank has whole: out of the snapshot that was just committed."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "weights.safetensors"
+        metadata = {"run": run.name, "recipe": run.recipe_digest, "step": str(manifest.step)}
+        export(runs, manifest, target, metadata, raw=False)
+        return target.read_bytes()
 
 
 def _publish_board(runs: RunStore, rows: list[dict[str, float]]) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from fgtrain.phases import ROUND
 
@@ -53,6 +53,13 @@ def join(timeout_s: float) -> Place:
         else:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return Place(rank, size, local_rank, device, int(os.environ.get("GROUP_RANK", "0")))
+
+
+def ensure_group(place: Place) -> None:
+    """Have a process group also where a lone process has joined none; some strategies do not work without."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def _store(timeout: timedelta) -> Store | None:

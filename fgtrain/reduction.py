@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from fgtrain.batchnorm import RunningStatistics
+from fgtrain.place import agreeing
 from fgtrain.recipe import Recipe
 from fgtrain.state import State
 
@@ -20,14 +22,11 @@ class Reduction(Protocol):
     Attributes:
         net: what to run forward.
         collective: whether a backward pass involves all ranks, so that a micro-batch without samples needs a stand-in.
-        lockstep: whether every pass does, so that all ranks must make as many; who has fewer micro-batches makes some
-            with stand-ins, at the end.
         loss_scale: what a micro-batch's share of the step's loss is multiplied by before its backward pass.
     """
 
     net: torch.nn.Module
     collective: bool
-    lockstep: bool
     loss_scale: float
 
     def divide(self, parts: int) -> None:
@@ -40,7 +39,8 @@ class Reduction(Protocol):
         """Take in one of this rank's micro-batches, whose forward and backward run inside.
 
         Args:
-            number: which, in [0, micro-batches of a step); they come in order. None: none, only to keep step.
+            number: which, in [0, micro-batches of a step); they come in order. None: none, after the last, to keep in
+                step with other ranks.
             filled: whether it has samples. If not, it counts for nothing, whatever ran inside.
         """
 
@@ -80,6 +80,13 @@ class Applied:
         """Forget the last step's gradients."""
         self._state.optimizer.zero_grad(set_to_none=True)
 
+    def divide(self, parts: int) -> None:
+        """See `Reduction`; for those to whom one micro-batch is as another."""
+
+    def abandon(self) -> None:
+        """See `Reduction`."""
+        raise AssertionError("this strategy goes in lockstep: nothing of it can be abandoned")
+
     def backward(self, loss: torch.Tensor) -> None:
         """See `Reduction`."""
         self._state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -94,3 +101,47 @@ class Applied:
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
+
+
+class Mailed(Applied):
+    """... whose mail, and BatchNorm's statistics with it, is summed by one all-reduce beside the gradients."""
+
+    def __init__(self, recipe: Recipe, state: State) -> None:
+        super().__init__(recipe, state)
+        self._norms = RunningStatistics(state.net)
+        self._filled = 0
+
+    def begin_step(self) -> None:
+        """Forget the last step."""
+        super().begin_step()
+        self._filled = 0
+        self._norms.begin_step()
+
+    def end_micro_batch(self, *, filled: bool) -> None:
+        """Take in the statistics of a micro-batch, if it had samples."""
+        self._filled += filled
+        self._norms.end_micro_batch(float(filled))
+
+    def exchange(self, mail: torch.Tensor) -> None:
+        """Begin to sum `mail`, and the statistics with it; gradients are there already."""
+        filled = torch.tensor([float(self._filled)])
+        self._sums, self._mail_length = torch.cat([mail, self._norms.flat_sum()]), len(mail)
+        if mail.device.type == "cpu":  # then one message does
+            self._sums = torch.cat([self._sums, filled])
+            self._all_filled = self._sums[-1:]
+            self._waits = [agreeing(self._sums)]
+        else:  # hosts agree on theirs while their devices are at work: what is read from a device is waited for
+            self._all_filled = filled
+            self._waits = [agreeing(filled), agreeing(self._sums)]
+
+    def end_step(self) -> torch.Tensor:
+        """Set the running statistics and return the sum of the mail."""
+        self.drop_step()
+        end = self._mail_length + len(self._norms.flat_sum())
+        self._norms.end_step(self._sums[self._mail_length : end], self._all_filled.item())
+        return self._sums[: self._mail_length]
+
+    def drop_step(self) -> None:
+        """See `Reduction`: only wait for what was sent."""
+        for wait in self._waits:
+            wait()

@@ -1,19 +1,32 @@
-"""The state of a training run: everything that the next step depends on, as tensors and JSON values."""
+"""The state of a training run: everything that the next step depends on, as tensors and JSON values.
+
+By name, a state is the same under every strategy; what differs is how much of each tensor a rank holds.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from fgtrain.ema import MovingAverage
 from fgtrain.errors import Corrupt
+from fgtrain.shards import Entry, entry, fill, part
 
-Tensors = dict[str, dict[str, torch.Tensor]]
+Tensors = dict[str, dict[str, Entry]]
 
 
 class State:
-    """Network, optimizer, scaler, moving average, and where the run stands (`step`, `best`)."""
+    """Network, optimizer, scaler, moving average, and where the run stands (`step`, `best`).
+
+    Attributes:
+        lockstep: whether each pass through the network involves all ranks, so that they must make as many.
+        whole: whether each rank holds all of it.
+    """
+
+    lockstep = False
+    whole = True
 
     def __init__(
         self,
@@ -36,18 +49,19 @@ class State:
 
     def tensors(self) -> Tensors:
         """Return the live tensors by group; weights come first by name, then optimizer state, then averages."""
-        frozen: dict[str, torch.Tensor] = {}
-        trained: dict[str, torch.Tensor] = {}
+        frozen: dict[str, Entry] = {}
+        trained: dict[str, Entry] = {}
         parameters = dict(self.net.named_parameters())
         for name, t in self.net.state_dict(keep_vars=True).items():
             still = name in parameters and not parameters[name].requires_grad
-            (frozen if still else trained)[f"model/{name}"] = t
+            (frozen if still else trained)[f"model/{name}"] = entry(t)
         groups: Tensors = {"frozen": frozen, "model": trained, "optim": {}}
         for p, slots in self.optimizer.state.items():
-            tensors = {f"optim/{self._names[p]}/{k}": v for k, v in slots.items() if isinstance(v, torch.Tensor)}
+            tensors = {f"optim/{self._names[p]}/{k}": entry(v) for k, v in slots.items() if isinstance(v, torch.Tensor)}
             groups["optim"] |= tensors
         if self.ema:
-            groups["ema"] = {f"ema/{n}": t for n, t in self.ema.tensors.items()}
+            live = self.net.state_dict(keep_vars=True)
+            groups["ema"] = {f"ema/{n}": entry(live[n], t) for n, t in self.ema.tensors.items()}
         return {g: t for g, t in groups.items() if t}
 
     def buffers(self) -> set[str]:
@@ -74,7 +88,7 @@ class State:
     # -- in -------------------------------------------------------------------------------------------------------
 
     def load(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Take over a state.
+        """Take over a state, given whole.
 
         Raises:
             Corrupt: a component is missing, unknown, or of another shape.
@@ -85,7 +99,10 @@ class State:
         if self.ema:
             if values["ema"] is None:
                 raise Corrupt("the snapshot has no moving average, and the recipe asks for one")
-            self.ema.load({n[4:]: t for n, t in tensors.items() if n.startswith("ema/")}, values["ema"]["updates"])
+            live = self.net.state_dict(keep_vars=True)
+            saved = {n[4:]: t for n, t in tensors.items() if n.startswith("ema/")}
+            mine = {n: part(t, entry(live[n])) if n in live else t for n, t in saved.items()}
+            self.ema.load(mine, values["ema"]["updates"])
         self.step = values["step"]
         self.evaluated = values.get("evaluated", values["step"])  # before this was kept, none was left out
         self.best = values["best"]
@@ -95,11 +112,16 @@ class State:
         live = self.net.state_dict(keep_vars=True)
         if saved.keys() != live.keys():
             raise Corrupt(f"snapshot and network differ in {sorted(saved.keys() ^ live.keys())[:5]}")
-        with torch.no_grad():
-            for name, tensor in live.items():
-                if tensor.shape != saved[name].shape:
-                    raise Corrupt(f"{name}: {tuple(saved[name].shape)} in the snapshot, {tuple(tensor.shape)} here")
-                tensor.copy_(saved[name])
+        for name, tensor in live.items():
+            if tensor.shape != saved[name].shape:
+                raise Corrupt(f"{name}: {tuple(saved[name].shape)} in the snapshot, {tuple(tensor.shape)} here")
+        self.take_weights(saved)
+
+    def take_weights(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights, given whole, by their names in the network; the others stay."""
+        live = self.net.state_dict(keep_vars=True)
+        for name, tensor in saved.items():
+            fill(live[name], tensor)
 
     def _load_optimizer(self, saved: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Rebuild torch's own form of optimizer state, which numbers parameters; what was absent stays absent."""
@@ -125,4 +147,6 @@ def _laid_out(slot: torch.Tensor, parameter: torch.Tensor | None) -> torch.Tenso
     """Copy optimizer state to lie in memory as its parameter does (channels-last, say): fused kernels rely on that."""
     if parameter is None or slot.shape != parameter.shape:
         return slot.clone()
-    return torch.empty_like(parameter, dtype=slot.dtype, device=slot.device).copy_(slot)
+    laid_out = torch.empty_like(parameter, dtype=slot.dtype, device=parameter.device, requires_grad=False)
+    fill(laid_out, slot)
+    return laid_out

@@ -88,7 +88,7 @@ class Stepper:
         self._mine = share(plan.micro_batches, place.rank, place.size)
         self._reduction = recipe.strategy.reduction(recipe, plan, place, state)
         most = -(-plan.micro_batches // place.size)
-        self._idle = most - len(self._mine) if self._reduction.lockstep else 0  # passes beyond this rank's share
+        self._idle = most - len(self._mine) if state.lockstep else 0  # passes beyond this rank's share
         self._net = compiled(self._reduction.net) if recipe.compile else self._reduction.net
         self._patience = Patience(self._pulse, compiles=recipe.compile)
         self._parts = 1
@@ -176,7 +176,7 @@ class Stepper:
         except RuntimeError as error:
             if not is_oom(error):
                 raise
-            if self._reduction.lockstep:
+            if self._state.lockstep:
                 raise self._ladder.leave(self._state.step, self._place.size) from error
             return False
         return True

@@ -56,9 +56,7 @@ def take_weights(parent: Manifest, run: RunFile, runs: RunStore, place: Place, s
     taken = matching(
         {n: tuple(t.shape) for n, t in saved.items()}, {n: tuple(t.shape) for n, t in live.items()}, run.init_skip
     )
-    with torch.no_grad():
-        for name in taken:
-            live[name].copy_(saved[name])
+    state.take_weights({name: saved[name] for name in taken})
     if state.ema:
         state.ema = MovingAverage(state.net, state.ema.decay)
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 import torch
 
 from fgtrain.manifest import TensorSpan, chunk_count
+from fgtrain.shards import Entry, Sharded
 
 _ALIGN = 64  # so that any dtype can be viewed in place
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 256 << 10, 32 << 20
 _CHUNKS = 64  # about so many to a state: few enough requests, fine enough to share evenly
 
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]
-"""group -> name -> tensor."""
+Tensors = Mapping[str, Mapping[str, Entry]]
+"""group -> name -> tensor, or this rank's shard of it."""
 
 
 def chunk_bytes_for(state_bytes: int) -> int:
@@ -68,9 +69,10 @@ class Layout:
         return found
 
 
-def _span(t: torch.Tensor, group: str, offset: int) -> TensorSpan:
+def _span(t: Entry, group: str, offset: int) -> TensorSpan:
     dtype = str(t.dtype).removeprefix("torch.")
-    return TensorSpan(dtype, tuple(t.shape), group, offset, t.nbytes, memory_order(t))
+    order = () if isinstance(t, Sharded) else memory_order(t)
+    return TensorSpan(dtype, tuple(t.shape), group, offset, t.nbytes, order)
 
 
 def memory_order(t: torch.Tensor) -> tuple[int, ...]:
@@ -81,9 +83,9 @@ def memory_order(t: torch.Tensor) -> tuple[int, ...]:
     return order if t.permute(order).is_contiguous() else ()
 
 
-def is_dense(t: torch.Tensor) -> bool:
+def is_dense(t: Entry) -> bool:
     """Tell whether a tensor's bytes lie without gaps, so that `flat_bytes` is a view."""
-    return t.is_contiguous() or bool(memory_order(t))
+    return isinstance(t, Sharded) or t.is_contiguous() or bool(memory_order(t))
 
 
 def split(sizes: list[int], rank: int, size: int) -> range:

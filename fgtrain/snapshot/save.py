@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
+import torch.distributed as dist
 
 from fgtrain.errors import StoreUnavailable
 from fgtrain.manifest import Manifest
-from fgtrain.place import Place, from_all, from_leader
+from fgtrain.place import Place, agree, from_all, from_leader
 from fgtrain.runstore import RunStore
+from fgtrain.shards import Sharded
 from fgtrain.snapshot.arena import FROZEN, Arena
+from fgtrain.snapshot.exchange import Exchange
 from fgtrain.snapshot.layout import Layout, Tensors, is_dense
 from fgtrain.snapshot.memory import forget_older
 from fgtrain.snapshot.protocol import Abandon, Committed, Copied, Copy, Failed, Listening, Persist, Report, Stored
@@ -41,7 +45,12 @@ def fingerprint(tensors: Tensors) -> Fingerprint:
 
     A plan holds on to the memory that it copies from, so while it is kept no other tensor can be at the same address.
     """
-    return tuple((name, t.data_ptr(), t.numel()) for some in tensors.values() for name, t in some.items())
+    return tuple(
+        (name, here.data_ptr(), here.numel())
+        for some in tensors.values()
+        for name, t in some.items()
+        for here in [t.local if isinstance(t, Sharded) else t]
+    )
 
 
 class Saver:
@@ -73,6 +82,7 @@ class Saver:
         self._stager = make_stager(place.device)
         self._persisted = self._begun = 0
         self._layout: Layout | None = None
+        self._exchange: Exchange | None = None
         self._fingerprint: Fingerprint = ()
         self._plans: dict[Fingerprint, dict[tuple[str, bool], Plan]] = {}
         self._frozen_staged = False
@@ -149,10 +159,10 @@ class Saver:
                 forget_older(folder.parent, self._attempt)
         rehash = persist and self._persisted % _REHASH_EVERY == 0
         self._fingerprint = fingerprint(tensors)
-        try:
-            rehash |= self._arrange(tensors)
-        except StoreUnavailable as error:
-            self._give_up(step, "", str(error), persist=persist)
+        shards = any(isinstance(t, Sharded) for some in tensors.values() for t in some.values())
+        problem, rehash = self._prepare(tensors, shards, rehash)
+        if problem:
+            self._give_up(step, "", problem, persist=persist)
             return
         slot = self._arena.free()
         assert slot is not None
@@ -160,6 +170,8 @@ class Saver:
             self._frozen_staged = False
         stretches, now, later = self._plan(slot, tensors, buffers)
         self._arena.fill(slot)
+        if shards:
+            self._run_exchange(tensors, stretches)
         header = self._header(step, values, lines, stretches)
         copy = self._copies and not self._arena.copying and not self._arena.uploading
         if copy:
@@ -187,10 +199,40 @@ class Saver:
         moving = sum(stop - start for group, (start, stop) in shares.items() if group != FROZEN)
         start, stop = shares.get(FROZEN, (0, 0))
         self._plans.clear()
+        self._exchange = None
         self._layout = None  # should there be no room, the next snapshot asks again
         self._arena.reserve(moving, stop - start)
         self._layout = layout
         return True
+
+    def _prepare(self, tensors: Tensors, shards: bool, rehash: bool) -> tuple[str, bool]:
+        """Lay the state out; returns what stands against a snapshot, and whether the frozen group is staged anew.
+
+        Ranks that exchange shards do so together or not at all.
+        """
+        problem = ""
+        try:
+            rehash |= self._arrange(tensors)
+        except StoreUnavailable as error:
+            problem = str(error)
+        if not shards:
+            return problem, rehash
+        wishes = [bool(problem), self._exchange is None, rehash or not self._frozen_staged]
+        failed, anew, rehash = map(bool, agree(torch.tensor(wishes, dtype=torch.int32), dist.ReduceOp.MAX).tolist())
+        if failed:
+            return problem or "another rank has no room for its share", rehash
+        if anew:
+            assert self._layout is not None
+            self._exchange = Exchange(self._layout, tensors, self._place)
+        return "", rehash
+
+    def _run_exchange(self, tensors: Tensors, stretches: tuple[Stretch, ...]) -> None:
+        assert self._exchange is not None
+        targets = {
+            s.group: self._arena.view(s.file.removesuffix(".bytes"))[s.offset : s.offset + s.stop - s.start]
+            for s in stretches
+        }
+        self._exchange.run(tensors, targets, {FROZEN} if self._frozen_staged else set())
 
     def _plan(self, slot: str, tensors: Tensors, buffers: set[str]) -> Plan:
         """Return where this rank's share goes, what to copy at once, and what in the background.

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from fgtrain.shards import Sharded
 from fgtrain.snapshot.layout import Layout, Tensors, flat_bytes
 
 
@@ -40,7 +41,7 @@ def pieces(
     target: torch.Tensor,
     only: set[str] | None = None,
 ) -> list[Piece]:
-    """Return what to copy so that `target` (flat uint8) holds the bytes [start, stop) of a group.
+    """Return what to copy so that `target` (flat uint8) holds the bytes [start, stop) of a group, less its shards.
 
     Args:
         layout: where tensors lie.
@@ -53,6 +54,8 @@ def pieces(
     """
     found = []
     for name, tensor in tensors[group].items():
+        if isinstance(tensor, Sharded):
+            continue  # `fgtrain.snapshot.exchange` brings its bytes
         span = layout.spans[name]
         lo, hi = max(start, span.offset), min(stop, span.offset + span.bytes_)
         if lo < hi and (only is None or name in only):

@@ -1,0 +1,96 @@
+"""FSDP2: parameters are gathered for each pass, and gradients are summed onto the rank that keeps their rows.
+
+Gradients are summed after every micro-batch, so that no rank ever holds all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgtrain.build import build_net
+from fgtrain.ema import MovingAverage
+from fgtrain.optimizer import build_optimizer, build_scaler, computes_in
+from fgtrain.place import Place, ensure_group
+from fgtrain.recipe import Recipe, replace
+from fgtrain.reduction import Mailed
+from fgtrain.state import State
+from fgtrain.strategies.fsdp import FSDP
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class ShardedState(State):
+    """A state of which each rank holds a share of every parameter."""
+
+    lockstep = True
+    whole = False
+
+
+class FullySharded(Mailed):
+    """Accumulates in the shards themselves."""
+
+    collective = True
+
+    def __init__(self, recipe: Recipe, state: State, place: Place) -> None:
+        super().__init__(recipe, state)
+        self.net = state.net
+        self.loss_scale = float(place.size)  # FSDP takes the mean over ranks where the step needs the sum
+
+    @contextmanager
+    def micro_batch(self, number: int | None, *, filled: bool) -> Iterator[None]:
+        """Sum the gradients of what runs inside over ranks."""
+        yield
+        self.end_micro_batch(filled=filled)
+
+
+def build_sharded(strategy: FSDP, recipe: Recipe, place: Place) -> ShardedState:
+    """Make the state that a run starts from; all ranks call together.
+
+    Weights lie in C order, as shards are runs of it; with `channels_last`, activations still lie so.
+    """
+    ensure_group(place)
+    net = build_net(replace(recipe, channels_last=False), place.device)
+    shard(net, strategy, recipe, place)
+    ema = MovingAverage(net, recipe.ema.decay) if recipe.ema else None
+    return ShardedState(net, build_optimizer(recipe, net), build_scaler(recipe, place.device), ema)
+
+
+def shard(net: nn.Module, strategy: FSDP, recipe: Recipe, place: Place) -> None:
+    """Spread a network over all ranks, from the inside out."""
+    dtype = _DTYPES[strategy.param_dtype] if strategy.param_dtype else computes_in(recipe, place.device)
+    offloads = strategy.offload and place.device.type == "cuda"
+    options: dict[str, Any] = {
+        "reshard_after_forward": True,  # the outermost too: between passes, parameters are their shards
+        "offload_policy": CPUOffloadPolicy() if offloads else OffloadPolicy(),
+    }
+    reduce_dtype = _DTYPES[strategy.reduce_dtype]
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    norms: list[nn.Module] = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    if norms and dtype != torch.float32:
+        exact = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)  # statistics are fp32
+        fully_shard(norms, mp_policy=exact, **options)
+    for unit in units(net, strategy.unit):
+        fully_shard(unit, mp_policy=policy, **options)
+    fully_shard(net, mp_policy=policy, **options)
+
+
+def units(net: nn.Module, smallest: int) -> list[nn.Module]:
+    """Return the blocks that are gathered one by one, inner ones first.
+
+    They are members of a sequence or list, have parts of their own, and at least `smallest` parameters.
+    """
+    found = []
+    for parent in net.modules():
+        if isinstance(parent, nn.Sequential | nn.ModuleList):
+            for block in parent.children():
+                composed = next(block.children(), None) is not None and not isinstance(block, nn.ModuleList)
+                if composed and sum(p.numel() for p in block.parameters()) >= smallest:
+                    found.append(block)
+    return list(dict.fromkeys(reversed(found)))  # `modules` yields outer ones first
