@@ -37,7 +37,7 @@ class Phase(IntEnum):
     STEP = 2
     EVALUATE = 3
     FINISH = 4
-    COMPILE = 5
+    COMPILE = 6
 
 
 class Stage(IntEnum):
