@@ -101,7 +101,7 @@ def test_every_plain_value_can_be_written_and_read_back(one: Recipe, data: st.Da
         ("seed=1.5", ["--set seed=1.5", "seed is int", "expected int"]),
         ("seed=", ["--set seed=", "seed is int"]),
         ("channels_last=yes", ["channels_last is bool"]),
-        ("precision=fp8", ["precision is one of fp32, bf16, fp16"]),
+        ("precision=fp8", ["precision is one of auto, fp32, bf16, fp16"]),
         ("optim.betas=0.9", ["optim.betas is tuple[float, float]", "length 2, got 1"]),
         ("data.mean=1,2,x", ["data.mean[2]: expected float"]),
         ("clip_norm=x", ["clip_norm is float or null"]),
