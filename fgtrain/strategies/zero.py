@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fgtrain.parts import Part
 from fgtrain.strategies import Strategy
@@ -21,6 +21,8 @@ class ZeRO(Part, Strategy):
 
     `offload` keeps optimizer state, and at stage 3 parameters, in host memory.
     """
+
+    extra: ClassVar[str] = "deepspeed"
 
     stage: Literal[1, 2, 3] = 2
     offload: bool = False
@@ -46,3 +48,8 @@ class ZeRO(Part, Strategy):
 
         assert isinstance(state, ZeroState)
         return ZeroEngine(self, recipe, plan, place, state)
+
+
+def preload() -> None:
+    """Import what `ZeRO.build` will, but for DeepSpeed: it looks for devices, which a process that forks must not."""
+    import fgtrain.zero  # noqa: F401
