@@ -62,17 +62,20 @@ def call(args: argparse.Namespace) -> int:
     limits.set_limits(runs, asked)
     for note in notes:
         say(note)
-    for key, value, chosen in (
-        ("strategy.json", Spread(run.recipe.strategy), args.strategy),
-        (supervision.KEY, settings, args.supervise),
-    ):
-        if chosen:
-            runs.write(key, value)
+    _record(runs, run, settings, args)
     if args.from_step is not None:
         if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
             clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
+
+
+def _record(runs: RunStore, run: RunFile, settings: supervision.Supervision, args: argparse.Namespace) -> None:
+    """Keep what was said otherwise than before."""
+    if args.strategy:
+        runs.write("strategy.json", Spread(run.recipe.strategy))
+    if args.supervise:
+        runs.write(supervision.KEY, settings)
 
 
 def spread_anew(run: RunFile, strategy: str | None) -> RunFile:
