@@ -114,6 +114,10 @@ class Mailed(Applied):
     def begin_step(self) -> None:
         """Forget the last step."""
         super().begin_step()
+        self.begin_mail()
+
+    def begin_mail(self) -> None:
+        """Forget the last step's mail and statistics."""
         self._filled = 0
         self._norms.begin_step()
 

@@ -1,6 +1,7 @@
 """What a run keeps in its store, and under which keys.
 
 runs/<run>/run.json                      recipe, plan, digests: written once, by create
+runs/<run>/strategy.json                 how the state lies over ranks from now on, if not as run.json has it
 runs/<run>/status.json                   last word of the supervisor
 runs/<run>/supervision.json              how to supervise
 runs/<run>/supervisors/<number>.json     who supervises, and what it has started: taken by create, highest wins
@@ -42,8 +43,9 @@ from fgtrain.errors import Corrupt, KeyExists, KeyMissing
 from fgtrain.manifest import Manifest
 from fgtrain.parts import from_json, to_json
 from fgtrain.plan import Plan, World
-from fgtrain.recipe import Recipe
+from fgtrain.recipe import Recipe, replace
 from fgtrain.stores import Store
+from fgtrain.strategies import Strategy
 
 T = TypeVar("T")
 
@@ -74,6 +76,12 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     init_skip: tuple[str, ...] = ()
     fit: bool = False
     profile: int = 0
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """`strategy.json`: what a run was told after it began."""
+
+    strategy: Strategy
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +177,18 @@ class RunStore:
         except KeyMissing:
             return False
         return True
+
+    def run_file(self) -> RunFile:
+        """Return `run.json`, with the strategy that holds now.
+
+        Raises:
+            KeyMissing, Corrupt
+        """
+        run = self.read("run.json", RunFile)
+        with suppress(KeyMissing):
+            spread = self.read("strategy.json", Spread)
+            return msgspec.structs.replace(run, recipe=replace(run.recipe, strategy=spread.strategy))
+        return run
 
     # -- attempts -------------------------------------------------------------------------------------------------
 

@@ -54,15 +54,32 @@ class State:
         parameters = dict(self.net.named_parameters())
         for name, t in self.net.state_dict(keep_vars=True).items():
             still = name in parameters and not parameters[name].requires_grad
-            (frozen if still else trained)[f"model/{name}"] = entry(t)
-        groups: Tensors = {"frozen": frozen, "model": trained, "optim": {}}
-        for p, slots in self.optimizer.state.items():
-            tensors = {f"optim/{self._names[p]}/{k}": entry(v) for k, v in slots.items() if isinstance(v, torch.Tensor)}
-            groups["optim"] |= tensors
+            (frozen if still else trained)[f"model/{name}"] = self._weight(name, t)
+        groups: Tensors = {"frozen": frozen, "model": trained, "optim": self._moments()}
         if self.ema:
             live = self.net.state_dict(keep_vars=True)
             groups["ema"] = {f"ema/{n}": entry(live[n], t) for n, t in self.ema.tensors.items()}
         return {g: t for g, t in groups.items() if t}
+
+    def _weight(self, name: str, tensor: torch.Tensor) -> Entry:
+        """Return a live parameter or buffer as this rank has it."""
+        return entry(tensor)
+
+    def _moments(self) -> dict[str, Entry]:
+        """Return the tensors of the optimizer."""
+        return {
+            f"optim/{self._names[p]}/{k}": entry(v)
+            for p, slots in self.optimizer.state.items()
+            for k, v in slots.items()
+            if isinstance(v, torch.Tensor)
+        }
+
+    def _plain_slots(self) -> dict[str, dict[str, Any]]:
+        """Return what of the optimizer's state is not a tensor, by parameter."""
+        return {
+            self._names[p]: {k: v for k, v in s.items() if not isinstance(v, torch.Tensor)}
+            for p, s in self.optimizer.state.items()
+        }
 
     def buffers(self) -> set[str]:
         """Return the names of the tensors that a forward pass may change."""
@@ -70,17 +87,13 @@ class State:
 
     def values(self) -> dict[str, Any]:
         """Return what is not a tensor."""
-        slots = {
-            self._names[p]: {k: v for k, v in s.items() if not isinstance(v, torch.Tensor)}
-            for p, s in self.optimizer.state.items()
-        }
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         return {
             "step": self.step,
             "evaluated": self.evaluated,
             "best": self.best,
             "bad_images": self.bad_images,
-            "optim": {"slots": slots, "groups": groups},
+            "optim": {"slots": self._plain_slots(), "groups": groups},
             "scaler": self.scaler.state_dict(),
             "ema": {"updates": self.ema.updates} if self.ema else None,
         }
@@ -126,10 +139,9 @@ class State:
     def _load_optimizer(self, saved: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Rebuild torch's own form of optimizer state, which numbers parameters; what was absent stays absent."""
         parameters = dict(self.net.named_parameters())
-        slots: dict[str, dict[str, Any]] = {n: dict(s) for n, s in values["slots"].items()}
-        for path, tensor in saved.items():
-            name, slot = path.rsplit("/", 1)
-            slots.setdefault(name, {})[slot] = _laid_out(tensor, parameters.get(name))
+        slots = by_parameter(saved, values)
+        for name, some in slots.items():
+            some |= {k: _laid_out(t, parameters.get(name)) for k, t in some.items() if isinstance(t, torch.Tensor)}
         own = self.optimizer.state_dict()
         numbers = [i for g in own["param_groups"] for i in g["params"]]
         live = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -141,6 +153,15 @@ class State:
             if "betas" in group:
                 group["betas"] = tuple(group["betas"])
         self.optimizer.load_state_dict({"state": {ids[n]: s for n, s in slots.items()}, "param_groups": groups})
+
+
+def by_parameter(saved: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return saved optimizer state as parameter -> slot -> tensor or plain value."""
+    slots: dict[str, dict[str, Any]] = {n: dict(s) for n, s in values["slots"].items()}
+    for path, tensor in saved.items():
+        name, slot = path.rsplit("/", 1)
+        slots.setdefault(name, {})[slot] = tensor
+    return slots
 
 
 def _laid_out(slot: torch.Tensor, parameter: torch.Tensor | None) -> torch.Tensor:

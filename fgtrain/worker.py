@@ -30,7 +30,7 @@ from fgtrain.errors import FglaunchError, Refitted, UserError
 from fgtrain.notice import Flag, Watch
 from fgtrain.phases import Phases
 from fgtrain.pulse import Pulse
-from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
+from fgtrain.runstore import Attempt, Failure, RunStore
 from fgtrain.stores import open_store
 
 COLLECTIVE_TIMEOUT_S = 300.0
@@ -133,7 +133,7 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice, ph
     from fgtrain.train import train
 
     phases.end("import")
-    run = runs.read("run.json", RunFile)
+    run = runs.run_file()
     index, _ = usable(run.recipe.data, run.recipe.data.index())
     if index_digest(index) != run.data_digest:
         raise UserError(f"the data of {run.name} is not what it was when the run began; start a new run")

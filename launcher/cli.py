@@ -9,7 +9,7 @@ import sys
 TYPE_CHECKING = False  # as type checkers take it; importing it from typing would cost a tenth of `--help`
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 COMMANDS = {
     "run": "train a recipe (the word `run` may be left out)",
@@ -38,6 +38,16 @@ SNAPSHOT_ACTIONS = {
 }
 
 
+STRATEGIES = {
+    "ddp": 'strategy={"kind": "ddp"}',
+    "fsdp": 'strategy={"kind": "fsdp"}',
+    "zero1": 'strategy={"kind": "zero", "stage": 1}',
+    "zero2": 'strategy={"kind": "zero", "stage": 2}',
+    "zero3": 'strategy={"kind": "zero", "stage": 3}',
+}
+"""What `--strategy NAME` is short for, as `--set` takes it."""
+
+
 class Formatter(argparse.HelpFormatter):
     """Help as wide as the terminal, found without `shutil`, whose import takes a while."""
 
@@ -55,6 +65,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with 2."""
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says what there is\n")
+
+
+class _FirstOverride(argparse.Action):
+    """Changes the recipe before `--set` does, so that the strategy's own fields can be set beside it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.overrides = [STRATEGIES[values], *namespace.overrides]
 
 
 def parser(command: str | None = None) -> Parser:
@@ -103,6 +122,8 @@ def _add_recipe(p: argparse.ArgumentParser) -> None:
         "zsh": "_files -g '*.py'",
     }
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="change a value")
+    help_ = f"how state lies over ranks, in place of the recipe's: {', '.join(STRATEGIES)}"
+    p.add_argument("--strategy", action=_FirstOverride, choices=STRATEGIES, metavar="NAME", help=help_)
 
 
 def _add_json(p: argparse.ArgumentParser) -> None:
@@ -176,6 +197,7 @@ def _add_resume(p: argparse.ArgumentParser) -> None:
     _add_run_name(p)
     _add_world(p, None, None)
     p.add_argument("--from", type=int, dest="from_step", metavar="STEP", help="set aside all snapshots newer than this")
+    p.add_argument("--strategy", choices=STRATEGIES, metavar="NAME", help=f"from now on: {', '.join(STRATEGIES)}")
     p.add_argument("--as-recorded", action="store_true", help="use the recorded recipe even if its file has changed")
     _add_limits(p)
 

@@ -48,7 +48,7 @@ def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
 def preloaded(recipe: Recipe, store_url: str) -> tuple[str, ...]:
     """Return the modules that the workers of a run will need, for the warm process to import."""
     scheme = store_url.partition("://")[0] if "://" in store_url else "file"
-    parts = (type(part).__module__ for part in (recipe.model, recipe.data))
+    parts = (type(part).__module__ for part in (recipe.model, recipe.data, recipe.strategy))
     return ("fgtrain.train", "fgtrain.tensorboard", f"fgtrain.stores.{scheme}", *dict.fromkeys(parts))
 
 

@@ -21,6 +21,7 @@ from fgtrain.errors import KeyExists, RecipeError, StoreError, UserError
 from fgtrain.lineage import find
 from fgtrain.parts import digest
 from fgtrain.plan import World, check_world, make_plan
+from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore, is_name
 from fgtrain.stores import Store
 from launcher import hardware
@@ -153,8 +154,8 @@ def _taken(name: str, store: Store) -> UserError:
     )
 
 
-def check_training_installed() -> None:
-    """Refuse to start workers where they could not import torch.
+def check_training_installed(recipe: Recipe) -> None:
+    """Refuse to start workers where they could not import torch, or what the strategy is made of.
 
     Raises:
         UserError
@@ -162,6 +163,9 @@ def check_training_installed() -> None:
     missing = [m for m in ("torch", "timm", "numpy", "PIL") if importlib.util.find_spec(m) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed here: pip install 'fglaunch[train]'")
+    extra = recipe.strategy.extra
+    if extra and importlib.util.find_spec(extra) is None:
+        raise UserError(f"the recipe's strategy needs {extra}, not installed here: pip install 'fglaunch[{extra}]'")
 
 
 def world_notes(world: World) -> list[str]:

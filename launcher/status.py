@@ -64,7 +64,7 @@ def existing_run(runs: RunStore) -> RunFile:
     """
     try:
         if is_name(runs.run):
-            return runs.read("run.json", RunFile)
+            return runs.run_file()
     except KeyMissing:
         pass
     raise UserError(

@@ -7,7 +7,7 @@ strategy is here: the state that it makes, and the `Reduction` that turns micro-
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fgtrain.parts import Family
 
@@ -24,6 +24,8 @@ class Strategy(Family):
 
     __slots__ = ()
     package = "fgtrain.strategies"
+    extra: ClassVar[str] = ""
+    """What has to be installed for it beside the extra `train`: a module, and the extra of its name."""
 
     def flaws(self, recipe: Recipe) -> Iterator[str]:
         """Yield what of a recipe does not go together with this strategy, each as `field=value: why, and the fix`."""

@@ -41,3 +41,10 @@ class DDP(Part, Strategy):
                 return DataParallel(recipe, state, place, shares[place.rank])
             case "bits":
                 return FixedTree(recipe, state, place, shares)
+
+
+def preload() -> None:
+    """Import what `DDP.build` will."""
+    import fgtrain.bits
+    import fgtrain.build
+    import fgtrain.ddp  # noqa: F401

@@ -52,3 +52,8 @@ class FSDP(Part, Strategy):
         from fgtrain.fsdp import FullySharded
 
         return FullySharded(recipe, state, place)
+
+
+def preload() -> None:
+    """Import what `FSDP.build` will."""
+    import fgtrain.fsdp  # noqa: F401

@@ -12,16 +12,19 @@ from fgtrain.dataindex import index_digest, usable
 from fgtrain.errors import RecipeError, UserError
 from fgtrain.housekeeping import turn
 from fgtrain.lineage import abandon_after
+from fgtrain.overrides import apply
 from fgtrain.parts import digest, leaves
 from fgtrain.plan import chosen_world
 from fgtrain.recipe import Recipe
-from fgtrain.runstore import RunFile, RunStore
+from fgtrain.runstore import RunFile, RunStore, Spread
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
 from launcher import foreground, limits, prepare, queued, supervision
+from launcher.cli import STRATEGIES
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import clear
 from launcher.foreground import say
+from launcher.recipe_check import flaws
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
 from launcher.takeover import last_term
@@ -39,6 +42,7 @@ def call(args: argparse.Namespace) -> int:
         say(foreground.where_results_are(runs))
         return 0
     queued.refuse_second(run, runs)
+    run = spread_anew(run, args.strategy)
     if not args.as_recorded:
         check_unchanged(run)
     world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
@@ -58,13 +62,34 @@ def call(args: argparse.Namespace) -> int:
     limits.set_limits(runs, asked)
     for note in notes:
         say(note)
-    if args.supervise:
-        runs.write(supervision.KEY, settings)
+    _record(runs, run, settings, args)
     if args.from_step is not None:
         if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
             clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
+
+
+def _record(runs: RunStore, run: RunFile, settings: supervision.Supervision, args: argparse.Namespace) -> None:
+    """Keep what was said otherwise than before."""
+    if args.strategy:
+        runs.write("strategy.json", Spread(run.recipe.strategy))
+    if args.supervise:
+        runs.write(supervision.KEY, settings)
+
+
+def spread_anew(run: RunFile, strategy: str | None) -> RunFile:
+    """Let a run go on under the strategy that `--strategy` names, if it does; state and results are the same run's.
+
+    Raises:
+        UserError: it does not go together with the recipe.
+    """
+    if strategy is None:
+        return run
+    recipe = apply(run.recipe, STRATEGIES[strategy])
+    if flaw := next(flaws(recipe), None):
+        raise UserError(f"--strategy {strategy}: {flaw}")
+    return msgspec.structs.replace(run, recipe=recipe)
 
 
 def go_back(runs: RunStore, step: int) -> None:

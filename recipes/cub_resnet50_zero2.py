@@ -1,0 +1,7 @@
+"""`cub_resnet50.py`, with gradients and optimizer state spread over all ranks by DeepSpeed's ZeRO, stage 2."""
+
+from fgtrain.recipe import replace
+from fgtrain.strategies.zero import ZeRO
+from recipes.cub_resnet50 import RECIPE as WHOLE
+
+RECIPE = replace(WHOLE, strategy=ZeRO(stage=2))
