@@ -62,6 +62,7 @@ class RunningStatistics:
         torch._foreach_copy_(self.live, self._start)
         torch._foreach_copy_(self._counters, self._counts)  # layers without momentum divide by them
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward_done(self, net: torch.nn.Module, *_: object) -> None:
         """Keep where forward led: with activation checkpointing, backward runs layers again, which moves them on."""
         if net.training:

@@ -41,7 +41,7 @@ class DataParallel(Mailed):
                 gradient_as_bucket_view=True,
                 **_KEEP_BUFFERS,  # `Mailed` agrees on them once a step
             )
-            self._watch(self._ddp)
+            self._watch()
         self.net: torch.nn.Module = self._ddp or net
         self.divide(1)
         self.collective = place.size > 1
@@ -65,6 +65,11 @@ class DataParallel(Mailed):
             yield
         self.end_micro_batch(filled=filled)
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Reduction`."""
+        self._under_way = self._number == self._last
+        super().backward(loss)
+
     # -- out of memory --------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
@@ -83,17 +88,13 @@ class DataParallel(Mailed):
         else:
             self._ddp(None).backward()
 
-    def _watch(self, ddp: DistributedDataParallel) -> None:
-        """Note when the exchange of a step is under way, and which gradients it has seen."""
-
-        def prepared(*_: Any) -> None:
-            self._under_way = self._number == self._last
+    def _watch(self) -> None:
+        """Note which gradients the exchange of a step has seen."""
 
         def arrived(parameter: torch.Tensor) -> None:
             if self._under_way:
                 self._arrived.add(parameter)
 
-        ddp.register_forward_hook(prepared)
         for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
 

@@ -27,7 +27,7 @@ def settle_plan(
     Searches if that is asked for and has not been done. What is found holds for the rest of the run.
     """
     fitted = from_leader(remembered(runs) if place.leads else None, place)
-    if run.fit and (fitted is None or fitted.chosen is None):
+    if run.fit and not state.lockstep and (fitted is None or fitted.chosen is None):
         chosen = search(run.recipe, run.plan, max(run.world.size, place.size), place, state)
         fitted = Fitted(chosen, fitted.cuts if fitted else ())
         if place.leads:

@@ -72,7 +72,7 @@ def advice(recipe: Recipe, state: State, device: torch.device, shortage: Shortag
             raise
         return spell(shortage, recipe, [])
     bf16 = computes_in(recipe, device) != torch.float32
-    return spell(shortage, recipe, savings(recipe, found, shortage.micro, bf16=bf16))
+    return spell(shortage, recipe, savings(recipe, found, shortage.micro, shortage.world, bf16=bf16))
 
 
 def footprint(recipe: Recipe, state: State, device: torch.device) -> Footprint:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fgtrain.data import Images
 from fgtrain.ladder import Shortage
 from fgtrain.recipe import SGD, Recipe
+from fgtrain.strategies.ddp import DDP
 
 _GIB = 1 << 30
 _SHOWN = 3
@@ -23,19 +24,19 @@ class Footprint(NamedTuple):
 
 
 class Saving(NamedTuple):
-    """A setting, and about how many bytes a rank it would free; `result`: the trained network would be another."""
+    """An option of `fglaunch`, and how many bytes a rank it would free; `result`: the network would be another."""
 
-    setting: str
+    option: str
     bytes_: float
     result: bool
 
 
-def savings(recipe: Recipe, footprint: Footprint, micro: int, *, bf16: bool) -> list[Saving]:
-    """Return the settings that would save most at this micro-batch: first those that leave the result alone.
+def savings(recipe: Recipe, footprint: Footprint, micro: int, world: int, *, bf16: bool) -> list[Saving]:
+    """Return the options that would save most on this world: first those that leave the result alone.
 
     `bf16`: whether the network computes in 16 bits already.
     """
-    found = [*_activation_savings(recipe, footprint, micro, bf16), *_state_savings(recipe, footprint)]
+    found = [*_activation_savings(recipe, footprint, micro, bf16), *_state_savings(recipe, footprint, world)]
     return sorted((s for s in found if s.bytes_ > 0), key=lambda s: (s.result, -s.bytes_))[:_SHOWN]
 
 
@@ -48,22 +49,24 @@ def _activation_savings(recipe: Recipe, footprint: Footprint, micro: int, bf16: 
     """
     held = footprint.activations * micro
     if not recipe.checkpointing:
-        yield Saving("checkpointing=true", held * (1 - _KEPT), result=False)
+        yield Saving("--set checkpointing=true", held * (1 - _KEPT), result=False)
     if not bf16:
-        yield Saving("precision=bf16", held / 2, result=False)
+        yield Saving("--set precision=bf16", held / 2, result=False)
     data = recipe.data
     if isinstance(data, Images):
         crop = data.crop * 3 // 4
-        yield Saving(f"data.crop={crop}", held * (1 - (crop / data.crop) ** 2), result=True)
+        yield Saving(f"--set data.crop={crop}", held * (1 - (crop / data.crop) ** 2), result=True)
 
 
-def _state_savings(recipe: Recipe, footprint: Footprint) -> Iterator[Saving]:
+def _state_savings(recipe: Recipe, footprint: Footprint, world: int) -> Iterator[Saving]:
     """Yield what makes the state smaller; gradients and the optimizer's slots are as large as what trains."""
     slots = (1 if recipe.optim.momentum else 0) if isinstance(recipe.optim, SGD) else 2
+    if isinstance(recipe.strategy, DDP) and recipe.determinism == "samples":
+        yield Saving("--strategy fsdp", footprint.trained * (2 + slots) * (1 - 1 / world), result=False)
     if recipe.ema:
-        yield Saving("ema=null", footprint.parameters, result=True)
+        yield Saving("--set ema=null", footprint.parameters, result=True)
     if "*" not in recipe.model.freeze:
-        yield Saving("model.freeze=*", footprint.trained * (1 + slots), result=True)
+        yield Saving("--set model.freeze=*", footprint.trained * (1 + slots), result=True)
 
 
 def spell(shortage: Shortage, recipe: Recipe, found: list[Saving]) -> str:
@@ -84,7 +87,7 @@ def spell(shortage: Shortage, recipe: Recipe, found: list[Saving]) -> str:
 
 def _line(saving: Saving) -> str:
     what = " (changes the result)" if saving.result else ""
-    return f"  --set {saving.setting}  about {_size(saving.bytes_)} a rank{what}"
+    return f"  {saving.option}  about {_size(saving.bytes_)} a rank{what}"
 
 
 def _size(bytes_: float) -> str:

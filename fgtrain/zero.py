@@ -18,7 +18,7 @@ import torch
 from fgtrain.build import build_net
 from fgtrain.ema import MovingAverage
 from fgtrain.errors import Corrupt, UserError
-from fgtrain.optimizer import build_optimizer, build_scaler
+from fgtrain.optimizer import build_optimizer, build_scaler, computes_in
 from fgtrain.place import Place, ensure_group
 from fgtrain.plan import Plan
 from fgtrain.recipe import Recipe, replace
@@ -50,7 +50,7 @@ def engine_config(strategy: ZeRO, recipe: Recipe, place: Place) -> dict[str, Any
         "zero_optimization": zero,
         # No module is "safe": gradients are summed as fp32, as everywhere else.
         "torch_autocast": {
-            "enabled": recipe.precision == "bf16",
+            "enabled": computes_in(recipe, place.device) == torch.bfloat16,
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
@@ -171,8 +171,13 @@ class ZeroEngine(Mailed):
         )
         state.hand_over(self.net.optimizer, strategy.stage)
         self.loss_scale = float(place.size)  # the engine takes the mean over ranks where the step needs the sum
-        self._passes = -(-plan.micro_batches // place.size)
+        self._most = -(-plan.micro_batches // place.size)
         self._made = 0
+        self.divide(1)
+
+    def divide(self, parts: int) -> None:
+        """See `Reduction`."""
+        self._passes = self._most * parts
 
     def begin_step(self) -> None:
         """Forget the last step; its gradients are forgotten already."""

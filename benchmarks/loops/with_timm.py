@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from fgtrain.torchvision_compat import import_timm
 
 def main() -> None:
     """Run one rank."""
-    timm = import_timm()
+    import_timm()
+    objectives, schedulers, utils = (import_module(f"timm.{part}") for part in ("loss", "scheduler", "utils"))
     job = jobs.parse()
     recipe = job.run.recipe
     place = places.join(timeout_s=3600)
@@ -32,15 +34,15 @@ def main() -> None:
     optimizer = build_optimizer(recipe, net)
     dtype = computes_in(recipe, device)
     autocast = nullcontext if dtype == torch.float32 else partial(torch.autocast, device.type, dtype=dtype)
-    scaler = timm.utils.NativeScaler(device=device.type) if recipe.precision == "fp16" else None
+    scaler = utils.NativeScaler(device=device.type) if recipe.precision == "fp16" else None
     if place.size > 1:
         net = DistributedDataParallel(net, device_ids=[place.local_rank] if device.type == "cuda" else None)
     loader = jobs.pictures(job, place.rank)
     assert isinstance(loader.sampler, DistributedSampler)
-    loss_fn = timm.loss.LabelSmoothingCrossEntropy(recipe.label_smoothing) if recipe.label_smoothing else None
+    loss_fn = objectives.LabelSmoothingCrossEntropy(recipe.label_smoothing) if recipe.label_smoothing else None
     loss_fn = (loss_fn or torch.nn.CrossEntropyLoss()).to(device)
-    scheduler = timm.scheduler.CosineLRScheduler(optimizer, t_initial=job.run.plan.steps, t_in_epochs=False)
-    losses, steps = timm.utils.AverageMeter(), 0
+    scheduler = schedulers.CosineLRScheduler(optimizer, t_initial=job.run.plan.steps, t_in_epochs=False)
+    losses, steps = utils.AverageMeter(), 0
     normalise = jobs.Normalise(job, device)
     turn = job.turn("timm", place.rank)
     optimizer.zero_grad()
