@@ -21,7 +21,7 @@ from fgtrain.late import Late, late
 from fgtrain.loader import MicroBatch, checked, pieces
 from fgtrain.oom import is_oom, make_room
 from fgtrain.optimizer import autocast
-from fgtrain.place import Place, agreeing
+from fgtrain.place import Place, agree
 from fgtrain.plan import Plan, rate, share
 from fgtrain.profiler import Profiler
 from fgtrain.pulse import Pulse, Stage
@@ -162,9 +162,8 @@ class Stepper:
             self._keep_step(held[-1])
         words = torch.tensor([not fits, sum(len(b.ids) for b in held), *wishes], dtype=torch.float32)
         with self._span("communication"):
-            heard = agreeing(words)  # from host to host: no device is waited for
             reduction.exchange(losses_G)
-            heard()
+            agree(words)  # from host to host: no device is waited for
         ran_out, samples, *votes = words.tolist()
         return _Words(int(ran_out), int(samples), Wishes(*(v > 0 for v in votes)))
 

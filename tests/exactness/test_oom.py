@@ -32,6 +32,14 @@ def test_bits_are_those_of_a_run_that_knew_before(ranks: Ranks, world: int, wher
     assert known.shortages == []
 
 
+def test_buckets_that_have_left_already_are_met_by_others(ranks: Ranks) -> None:
+    larger = replace(RESNET.data, resize=64, crop=64)
+    recipe = replace(ROOMY, model=Hungry(name="resnet18", limit=99), data=larger, epochs=0.8)
+    (known, *_) = ranks.call(1, train, recipe, fitted=Fitted(cuts=(Cut(1, 2),)))
+    found = ranks.call(2, train, tight(recipe, from_step=1, rank=1, where="backward"))
+    assert {o.digest for o in found} == {known.digest}
+
+
 def test_bits_from_the_first_step_on_are_those_of_a_recipe_with_that_micro_batch(ranks: Ranks) -> None:
     (small, *_) = ranks.call(1, train, replace(ROOMY, batch=Batch(total=12, micro=2)))
     found = ranks.call(3, train, tight(ROOMY, rank=1))

@@ -92,11 +92,12 @@ class _Odd(nn.Module):
 
 
 class Hungry(Part, Model):
-    """timm's test_resnet on a device that runs out of memory above `limit` samples, from a step on, on some rank.
+    """A ResNet of timm's on a device that runs out of memory above `limit` samples, from a step on, on some rank.
 
     `where`: on the way forward, or half-way back.
     """
 
+    name: str = "test_resnet"
     classes: int = CLASSES
     limit: int = 2
     from_step: int = 0
@@ -104,7 +105,7 @@ class Hungry(Part, Model):
     where: str = "forward"
 
     def build(self) -> nn.Module:
-        return _Hungry(Timm(name="test_resnet", classes=self.classes, drop=0.1).build(), self)
+        return _Hungry(Timm(name=self.name, classes=self.classes, drop=0.1).build(), self)
 
 
 class _Hungry(nn.Module):
