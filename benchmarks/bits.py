@@ -72,7 +72,7 @@ class Loop:
         self._settle()
         plan = make_plan(recipe, 64 * recipe.batch.total)
         self._stepper = Stepper(recipe, plan, place, build_state(recipe, place.device))
-        self._batches = _noise(case, len(share(plan.micro_batches, place.rank, place.size)))
+        self._batches = noise(case, len(share(plan.micro_batches, place.rank, place.size)))
 
     def _settle(self) -> None:
         settle_kernels()  # one thread for both
@@ -90,7 +90,8 @@ class Loop:
         return (time.perf_counter() - begun) / steps, cpu_s / steps
 
 
-def _noise(case: Case, batches: int) -> Iterator[MicroBatch]:
+def noise(case: Case, batches: int) -> Iterator[MicroBatch]:
+    """Yield micro-batches of noise without end, `batches` different ones."""
     images = torch.randint(0, 256, (batches, case.micro, case.side, case.side, 3), dtype=torch.uint8)
     labels = np.arange(case.micro) % 10
     while True:

@@ -25,9 +25,7 @@ from fgtrain.recipe import Recipe, replace
 from fgtrain.reduction import Mailed
 from fgtrain.shards import Entry, Sharded
 from fgtrain.state import State, by_parameter
-from fgtrain.strategies.zero import ZeRO
-
-_BUCKET_ELEMENTS = 8 << 20  # summed or gathered at a time
+from fgtrain.strategies.zero import BUCKET_ELEMENTS, LIVE_ELEMENTS, ZeRO
 
 
 def engine_config(strategy: ZeRO, recipe: Recipe, place: Place) -> dict[str, Any]:
@@ -35,9 +33,15 @@ def engine_config(strategy: ZeRO, recipe: Recipe, place: Place) -> dict[str, Any
     zero: dict[str, Any] = {
         "stage": strategy.stage,
         "overlap_comm": False,
-        "reduce_bucket_size": _BUCKET_ELEMENTS,
-        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
     }
+    if strategy.stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            "stage3_max_live_parameters": LIVE_ELEMENTS,
+            "stage3_max_reuse_distance": LIVE_ELEMENTS,
+        }
     if strategy.offload:
         host = {"device": "cpu", "pin_memory": place.device.type == "cuda"}
         zero |= {"offload_optimizer": host} | ({"offload_param": host} if strategy.stage == 3 else {})

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from fgtrain.state import State
 
 
+BUCKET_ELEMENTS = 8 << 20
+"""Gradients summed, and parameters gathered, at a time."""
+LIVE_ELEMENTS = 32 << 20
+"""Parameters that are gathered at stage 3 at most, but for a layer that is larger."""
+
+
 class ZeRO(Part, Strategy):
     """ZeRO through DeepSpeed's engine (the extra `deepspeed`). Parameters are fp32, computing is as `precision` says.
 
