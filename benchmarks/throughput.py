@@ -10,6 +10,7 @@ taken round by round and its median is compared with the bar.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -71,6 +72,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed optimizer steps a window (default: 3)")
     parser.add_argument("--settle", type=int, default=1, help="untimed steps before them (default: 1)")
     parser.add_argument("--rounds", type=int, default=41, help="windows each loop gets (default: 41)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no round after so many (default: do)")
     parser.add_argument("--no-peers", action="store_true", help="only the hand-written loop and timm's")
     return parser.parse_args(argv)
 
@@ -138,7 +140,9 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[RunFile, dict[str, 
         with turns.running(commands, environment(args.processes), peers.ROOT, folder, args.processes) as loops:
             turns.alternate(loops, 1, settle=WARMUP_STEPS, timed=1)
             told = _progress(args.rounds)
-            found = turns.alternate(loops, args.rounds, settle=args.settle, timed=args.steps, told=told)
+            found = turns.alternate(
+                loops, args.rounds, settle=args.settle, timed=args.steps, told=told, seconds=args.seconds
+            )
     finally:
         forget(memory_folder(run.name, folder / "ours"))
     return run, found
@@ -180,13 +184,13 @@ def _verdict(name: str, throughput: list[float]) -> list[str]:
     return [f"{middle.median:.3f}", quartiles, interval, PEERS[name].bar, met]
 
 
-def describe(run: RunFile, args: argparse.Namespace) -> str:
+def describe(run: RunFile, args: argparse.Namespace, rounds: int) -> str:
     """Say what was run."""
     recipe, plan = run.recipe, run.plan
     return (
         f"{recipe.model.name}, crop {recipe.data.crop}, precision {recipe.precision}, {args.processes} processes,"
         f" batch {plan.total} in micro-batches of {plan.micro}, {recipe.loader.workers} loader processes a rank;"
-        f" {args.rounds} rounds of {args.steps} timed steps after {args.settle}"
+        f" {rounds} rounds of {args.steps} timed steps after {args.settle}"
     )
 
 
@@ -209,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FglaunchError, turns.LoopDied) as error:
         print(f"throughput: {error}", file=sys.stderr)
         return 1 if isinstance(error, turns.LoopDied) else 2
-    print(f"{header}\n{describe(run, args)}\n\n{report(run, found, args.steps)}")
+    print(f"{header}\n{describe(run, args, len(found['ours']))}\n\n{report(run, found, args.steps)}")
     return 0
 
 

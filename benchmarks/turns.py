@@ -8,6 +8,7 @@ steps to settle in (its loader prepared batches while it waited), then some that
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import signal
@@ -202,7 +203,13 @@ def _gather(loops: Mapping[str, Loop], arrivals: queue.Queue[Arrival], ranks: in
 
 
 def alternate(
-    loops: Mapping[str, Loop], rounds: int, *, settle: int, timed: int, told: Callable[[int], None] = lambda _: None
+    loops: Mapping[str, Loop],
+    rounds: int,
+    *,
+    settle: int,
+    timed: int,
+    told: Callable[[int], None] = lambda _: None,
+    seconds: float = math.inf,
 ) -> dict[str, list[Measure]]:
     """Give every loop a window a round, in an order that turns and flips so that none always follows the same one.
 
@@ -212,12 +219,16 @@ def alternate(
         settle: steps before each window's clock starts.
         timed: steps that are timed.
         told: called with each round done.
+        seconds: no round begins after so many of them.
 
     Returns:
         Each loop's windows; those of one position were taken next to each other.
     """
     found: dict[str, list[Measure]] = {name: [] for name in loops}
+    deadline = time.monotonic() + seconds
     for number in range(rounds):
+        if number and time.monotonic() > deadline:
+            break
         for name in turn_order(list(loops), number):
             found[name].append(loops[name].window(settle, timed))
         told(number + 1)
