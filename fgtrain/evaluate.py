@@ -49,8 +49,8 @@ def evaluate(
         for turn in range(-(-micro_batches // place.size)):
             asked = torch.tensor([float(stop_asked())])
             wait = agreeing(asked)
-            if turn < len(mine):
-                batch = loader.checked(next(batches), recipe)
+            batch = loader.checked(next(batches), recipe) if turn < len(mine) else None
+            if batch is not None and len(batch.labels):
                 table[mine[turn]] = measure(batch)
             elif state.lockstep:
                 _keep_step(recipe, state.net, place.device)
@@ -139,8 +139,6 @@ def _keep_step(recipe: Recipe, net: torch.nn.Module, device: torch.device) -> No
 
 def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device) -> torch.Tensor:
     """Return sums over a micro-batch: loss, correct within 1, correct within 5, samples."""
-    if not len(batch.labels):
-        return torch.zeros(4, dtype=torch.float64)
     labels_N = torch.from_numpy(batch.labels).to(device, non_blocking=True)
     with autocast(recipe, device):
         logits_NC = net(to_input(batch.images, recipe, device)).float()

@@ -13,14 +13,17 @@ import msgspec
 from cluster import Cluster, Command, Node, Rented
 from fgtrain.errors import UserError
 from fgtrain.lineage import adopt
+from fgtrain.parts import Part, leaves
 from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
+from fgtrain.strategies import Strategy
 from fgtrain.strategies.ddp import DDP
 from launcher import foreground, limits, prepare, queued, supervision
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import agent_command, rendezvous_command
 from launcher.foreground import say
+from launcher.sizing import memory_line
 
 _SHOWN = 6  # evaluations named by --dry-run
 
@@ -82,6 +85,8 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
         f"data       {plan.samples} training samples",
         f"steps      {plan.steps} of {plan.total} samples: {plan.positions / plan.samples:g} epochs;"
         f" warm-up {plan.warmup_steps}; evaluation after {_evaluations(plan)}",
+        f"strategy   {strategy_words(run.recipe.strategy)}",
+        memory_line(run.recipe, world.size),
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step"
         + ("; --fit searches for the largest that fits" if run.fit else ""),
     ]
@@ -104,6 +109,13 @@ def dry_run(
     return [*planned(run, store, world), *offers] + [
         f"{node.name:<10} {_spell(node, command)}" for node, command in commands
     ]
+
+
+def strategy_words(strategy: Strategy) -> str:
+    """Spell a strategy: its kind, and its fields."""
+    assert isinstance(strategy, Part)
+    fields = " ".join(f"{name}={value}" for name, value in leaves(strategy))
+    return f"{strategy.__struct_config__.tag} {fields}".rstrip()
 
 
 def _world(world: World) -> str:

@@ -1,0 +1,49 @@
+"""The arithmetic of memory: what is shared out shrinks with the world, and nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+
+from fgtrain.memory import Sizes, estimate, spell
+from fgtrain.recipe import SGD, AdamW, Ema, Recipe, replace
+from fgtrain.strategies.ddp import DDP
+from fgtrain.strategies.fsdp import FSDP
+from fgtrain.strategies.zero import ZeRO
+from tests.fgtrain.recipes import recipe
+
+SIZES = Sizes(trained=100_000_000, frozen=0, unit=5_000_000, rest=1_000_000, buffers=0, activations=7)
+ADAM = recipe(optim=AdamW(lr=0.1))
+
+
+def of(strategy: DDP | FSDP | ZeRO, world: int, of: Recipe = ADAM) -> tuple[int, ...]:
+    return tuple(estimate(SIZES, replace(of, strategy=strategy), world))
+
+
+def test_ddp_needs_sixteen_bytes_a_parameter_with_adam_in_any_world() -> None:
+    for world in (1, 2, 64):
+        assert sum(of(DDP(), world)) == 16 * SIZES.trained + SIZES.activations
+
+
+@pytest.mark.parametrize("optim, slots", [(SGD(lr=0.1, momentum=0.0), 0), (SGD(lr=0.1), 1), (AdamW(lr=0.1), 2)])
+def test_optimizers_keep_what_they_keep(optim: SGD | AdamW, slots: int) -> None:
+    assert estimate(SIZES, recipe(optim=optim), 1).optimizer == 4 * slots * SIZES.trained
+
+
+def test_each_stage_shares_out_more() -> None:
+    """Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, figure 1."""
+    world = 64
+    kept = [estimate(SIZES, replace(ADAM, strategy=ZeRO(stage=s)), world) for s in (1, 2, 3)]
+    assert all(e.optimizer == 8 * SIZES.trained // world for e in kept)
+    assert kept[1].gradients == 4 * SIZES.trained // world < kept[0].gradients
+    assert kept[2].parameters == 2 * 4 * SIZES.trained // world < kept[1].parameters
+    assert estimate(SIZES, replace(ADAM, strategy=FSDP()), world).parameters == 4 * SIZES.trained // world
+
+
+def test_moving_average_is_shared_out_with_the_weights() -> None:
+    with_average = recipe(ema=Ema())
+    assert estimate(SIZES, with_average, 4).average == 4 * SIZES.trained
+    assert estimate(SIZES, replace(with_average, strategy=FSDP()), 4).average == SIZES.trained
+
+
+def test_estimate_reads_well() -> None:
+    assert spell(estimate(SIZES, ADAM, 1)).startswith("1.60 GB a rank: parameters 400.0 MB, gradients 400.0 MB,")
