@@ -72,13 +72,13 @@ def estimate(sizes: Sizes, recipe: Recipe, world: int) -> Estimate:
 def _zero(
     stage: int, weights: int, gradients: int, moments: int, average: int, activations: int, world: int
 ) -> Estimate:
-    """Parameters that train are there once more, as the pieces that the optimizer works on; so is a rank's gradient."""
+    """Parameters that train are there once more, as the pieces that the optimizer works on."""
     masters, optimizer = _share(gradients, world), _share(moments, world)
     bucket = min(2 * BUCKET_ELEMENTS * _ITEM, gradients)
     piece = _share(gradients, world)
     match stage:
         case 1:
-            return Estimate(weights + masters, gradients + piece, optimizer, average, activations, bucket)
+            return Estimate(weights + masters, gradients, optimizer, average, activations, bucket)
         case 2:
             return Estimate(weights + masters, piece, optimizer, average, activations, bucket)
         case _:
