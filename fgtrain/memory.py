@@ -32,7 +32,7 @@ class Sizes(msgspec.Struct, frozen=True):
 
 
 class Estimate(NamedTuple):
-    """Bytes a rank needs, by what for. `working`: parameters and gradients that are whole only for a while."""
+    """Bytes a rank needs, by what for. `working`: parameters and gradients that are there once more for a while."""
 
     parameters: int
     gradients: int
@@ -64,19 +64,21 @@ def estimate(sizes: Sizes, recipe: Recipe, world: int) -> Estimate:
         case ZeRO(stage=stage):
             return _zero(stage, weights, gradients, moments, average, sizes.activations, world)
         case _:
-            return Estimate(weights, gradients, moments, average, sizes.activations, 0)
+            # What earlier micro-batches left is not in the buckets that the last one's exchange needs.
+            buckets = gradients if world > 1 and recipe.batch.total > recipe.batch.micro * world else 0
+            return Estimate(weights, gradients, moments, average, sizes.activations, buckets)
 
 
 def _zero(
     stage: int, weights: int, gradients: int, moments: int, average: int, activations: int, world: int
 ) -> Estimate:
-    """Parameters that train are there once more, as the pieces that the optimizer works on; so is a rank's gradient."""
+    """Parameters that train are there once more, as the pieces that the optimizer works on."""
     masters, optimizer = _share(gradients, world), _share(moments, world)
     bucket = min(2 * BUCKET_ELEMENTS * _ITEM, gradients)
     piece = _share(gradients, world)
     match stage:
         case 1:
-            return Estimate(weights + masters, gradients + piece, optimizer, average, activations, bucket)
+            return Estimate(weights + masters, gradients, optimizer, average, activations, bucket)
         case 2:
             return Estimate(weights + masters, piece, optimizer, average, activations, bucket)
         case _:

@@ -101,3 +101,11 @@ def test_state_changes_strategy_and_world_unchanged(
     assert all(torch.equal(t, left.tensors[n]) for n, t in taken.tensors.items())
     on = ranks.call(after[1], train, after[0], left, HALF)[0]
     assert [*left.losses, *on.losses] == pytest.approx(whole.losses, rel=1e-3)
+
+
+def test_fsdp_gathers_bf16_where_the_recipe_computes_in_it(ranks: Ranks) -> None:
+    """BatchNorm's parameters stay fp32: its statistics are, and CPU kernels take no others beside them."""
+    whole = ranks.call(2, train, replace(SMALL, precision="bf16"), None, 3)
+    shards = ranks.call(2, train, replace(SHARDED, precision="bf16"), None, 3)
+    assert shards[0].losses == pytest.approx(whole[0].losses, rel=3e-2)
+    assert {t.dtype for t in shards[0].tensors.values()} == {torch.float32, torch.int64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fgtrain.memory import Sizes, estimate, spell
-from fgtrain.recipe import SGD, AdamW, Ema, Recipe, replace
+from fgtrain.recipe import SGD, AdamW, Batch, Ema, Recipe, replace
 from fgtrain.strategies.ddp import DDP
 from fgtrain.strategies.fsdp import FSDP
 from fgtrain.strategies.zero import ZeRO
@@ -19,9 +19,12 @@ def of(strategy: DDP | FSDP | ZeRO, world: int, of: Recipe = ADAM) -> tuple[int,
     return tuple(estimate(SIZES, replace(of, strategy=strategy), world))
 
 
-def test_ddp_needs_sixteen_bytes_a_parameter_with_adam_in_any_world() -> None:
+@pytest.mark.parametrize("micro", [1, 64])
+def test_ddp_needs_sixteen_bytes_a_parameter_with_adam_and_four_more_where_it_accumulates(micro: int) -> None:
+    one = replace(ADAM, batch=Batch(total=64, micro=micro))
     for world in (1, 2, 64):
-        assert sum(of(DDP(), world)) == 16 * SIZES.trained + SIZES.activations
+        more = 4 if 1 < world < 64 // micro else 0
+        assert sum(of(DDP(), world, one)) == (16 + more) * SIZES.trained + SIZES.activations
 
 
 @pytest.mark.parametrize("optim, slots", [(SGD(lr=0.1, momentum=0.0), 0), (SGD(lr=0.1), 1), (AdamW(lr=0.1), 2)])
