@@ -1,27 +1,26 @@
-"""Picture files: a structural check that decodes nothing, and a decoder that gives RGB.
+"""Picture files: data sets of them, and a structural check that decodes nothing.
 
-Shapes: H, W height and width in pixels. Formats are told by their first bytes, never by the suffix.
+Formats are told by their first bytes, never by the suffix.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from fgtrain.data import BadImage, Images, Sample
+from fgtrain.decoding import decode
 from fgtrain.errors import Corrupt
+from fgtrain.preparation import Preparation
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -35,6 +34,10 @@ _THREADS = 16  # waiting for the disk or the network, not for a core
 # A marker that may stand inside a JPEG scan: 0xff followed by anything but stuffing, a restart or fill.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
+
+
+Signature = tuple[int, int]
+"""By what a file is told from a changed one: its size and time of change (nanoseconds); (-1, 0): it is not there."""
 
 
 class PictureFiles(Images, frozen=True):
@@ -56,18 +59,37 @@ class PictureFiles(Images, frozen=True):
         """Find pictures that are missing, empty, truncated or not pictures, without decoding them."""
         return find_bad((sample.name, self.path(sample)) for sample in samples)
 
+    def signature(self, sample: Sample) -> Signature:
+        """Return by what to tell that the file has not changed."""
+        try:
+            found = self.path(sample).stat()
+        except OSError:
+            return -1, 0
+        return found.st_size, found.st_mtime_ns
+
+    def load(self, sample: Sample) -> bytes:
+        """Return the picture file's bytes.
+
+        Raises:
+            Corrupt: the file is missing or cannot be read.
+        """
+        path = self.path(sample)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Corrupt(f"{path}: {error.strerror}") from error
+
     def read(self, sample: Sample) -> npt.NDArray[np.uint8]:
         """Decode one picture to RGB, shape (H, W, 3), see `decode`.
 
         Raises:
             Corrupt: the file is missing or cannot be decoded.
         """
-        path = self.path(sample)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Corrupt(f"{path}: {error.strerror}") from error
-        return decode(data, str(path))
+        return decode(self.load(sample), str(self.path(sample)))
+
+    def prepared(self, sample: Sample, prepare: Preparation) -> npt.NDArray[np.uint8]:
+        """See `Data.prepared`; a large JPEG is decoded at a fraction of its size."""
+        return decode(self.load(sample), str(self.path(sample)), prepare)
 
 
 def find_bad(files: Iterable[tuple[str, Path]]) -> list[BadImage]:
@@ -235,54 +257,3 @@ _CHECKS: tuple[tuple[re.Pattern[bytes], _Check], ...] = (
     (re.compile(rb"II[*+]\0|MM\0[*+]"), _tiff_flaw),
     (re.compile(rb"GIF8[79]a"), _gif_flaw),
 )
-
-
-def decode(data: bytes, where: str) -> npt.NDArray[np.uint8]:
-    """Decode a picture to RGB uint8, shape (H, W, 3), writable.
-
-    The EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled down to 8 bits; of
-    an animation the first frame is taken. It works on bytes, so what the file is called does not matter.
-
-    Raises:
-        Corrupt: the message begins with `where` and says what is wrong.
-    """
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(data)) as image:
-            image.load()
-            _turn_upright(image)
-            return np.array(_rgb(image))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's parsers let out whatever broken bytes lead to, of many types
-        raise Corrupt(f"{where}: cannot be decoded: {error}".replace("\n", " ")) from error
-
-
-def _turn_upright(image: Image) -> None:
-    """Apply the EXIF orientation in place; damaged EXIF data does not make the picture useless."""
-    from PIL import ImageOps
-
-    # As in `decode`, any type of error may come.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def _rgb(image: Image) -> Image:
-    """Convert any mode to RGB.
-
-    Raises:
-        ValueError: the mode has no agreed mapping to 8 bits (floating point, Lab).
-    """
-    from PIL import Image as pil
-
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # `convert("L")` clips at 255, which would turn a 16-bit picture white.
-        return image.convert("I").point(lambda v: v * (1 / 257), "L").convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; save the picture with 8 or 16 bits a channel")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        over = image.convert("RGBA")
-        return pil.alpha_composite(pil.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

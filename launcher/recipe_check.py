@@ -34,6 +34,7 @@ RULES = MappingProxyType(
         "data.resize": ABOVE_0,
         "data.crop": ABOVE_0,
         "data.scale": SHARE,
+        "data.shrink": ABOVE_0,
         "data.std": ABOVE_0,
         "optim.lr": ABOVE_0,
         "optim.momentum": BELOW_1,
@@ -81,6 +82,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.crop={data.crop} is larger than data.resize={data.resize}"
     if scale and scale[0] > scale[1]:
         yield f"data.scale={_spell(scale)}: the first must not be above the second"
+    shrink = getattr(recipe.data, "shrink", None)
+    if shrink is not None and not scale:
+        yield f"data.shrink={shrink}: it is for random shares of the picture; set data.scale, or unset data.shrink=null"
+    if shrink is not None and data.crop > shrink:
+        yield f"data.crop={data.crop} is larger than data.shrink={shrink}"
     if isinstance(recipe.optim, SGD) and recipe.optim.nesterov and not recipe.optim.momentum:
         yield "optim.nesterov=true: it needs optim.momentum above 0"
 
