@@ -30,16 +30,22 @@ STORE_KEY = "pictures"
 _PERIOD_S = 0.2
 
 
+class Task(msgspec.Struct):
+    """Shards of pictures prepared in one way, from which files (names by digest)."""
+
+    prepare: Preparation
+    shards: list[Shard]
+    names: dict[str, str]
+
+
 class Job(msgspec.Struct):
-    """What to build, from which files (names by digest), with how many threads.
+    """What to build, where, with how many threads.
 
     With `store`, shards are taken from there if they are there, and put there if not.
     """
 
     data: msgspec.Raw
-    prepare: Preparation
-    shards: list[Shard]
-    names: dict[str, str]
+    tasks: list[Task]
     folder: str
     threads: int
     store: str | None = None
@@ -64,28 +70,33 @@ def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
         stale.unlink(missing_ok=True)
     store = open_store(job.store) if job.store else None
     with ThreadPoolExecutor(job.threads) as pool:
-        for shard in job.shards:
+        for task, shard in [(t, s) for t in job.tasks for s in t.shards]:
             if store and _fetch(store, shard, folder):
                 told(Told(len(shard.items)))
                 continue
-            _build_shard(shard, job, data, pool, told)
+            _build_shard(shard, task, folder, data, pool, told)
             if store:
                 _offer(store, shard, folder)
 
 
 def _build_shard(
-    shard: Shard, job: Job, data: PictureFiles, pool: ThreadPoolExecutor, told: Callable[[Told], None]
+    shard: Shard,
+    task: Task,
+    folder: Path,
+    data: PictureFiles,
+    pool: ThreadPoolExecutor,
+    told: Callable[[Told], None],
 ) -> None:
-    path = Path(job.folder) / shard.name
+    path = folder / shard.name
     part = path.with_name(f".{shard.name}.part")
     with part.open("wb+") as file:
         _reserve(file.fileno(), shard.bytes_)
         with mmap.mmap(file.fileno(), shard.bytes_) as pixels:
 
             def fill(number: int) -> Told:
-                item, name = shard.items[number], job.names[shard.items[number].digest]
+                item, name = shard.items[number], task.names[shard.items[number].digest]
                 try:
-                    found = _pixels(data, Sample(name, 0), item, job.prepare)
+                    found = _pixels(data, Sample(name, 0), item, task.prepare)
                 except Corrupt as error:
                     return Told(1, [(name, str(error))])
                 pixels[shard.offsets[number] : shard.offsets[number] + item.bytes_] = found

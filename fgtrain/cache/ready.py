@@ -18,7 +18,7 @@ from typing import IO, NamedTuple, TypeVar
 import msgspec
 
 from fgtrain.cache import cache_place
-from fgtrain.cache.build import Job, Told, read_lines
+from fgtrain.cache.build import Job, Task, Told, read_lines
 from fgtrain.cache.catalogue import look
 from fgtrain.cache.reader import Cached, spots
 from fgtrain.cache.shards import Item, Shard, makers, shards
@@ -161,23 +161,23 @@ def _build_missing(
     for split in _SPLITS:
         layout = yield from plan(data, index.split(split), split, place)
         todo.append((layout, missing(layout, folder)))
-    lacking = {s.name: s for _, some in todo for s in some}
-    require_room(sum(s.bytes_ for s in lacking.values()), shutil.disk_usage(folder).free, folder)
-    total, done = sum(len(s.items) for s in lacking.values()), 0
-    for layout, some in todo:
-        first = turn * len(some) // 8 % max(1, len(some))
-        some = [s for s in [*some[first:], *some[:first]] if _bytes_of(folder / s.name) != s.bytes_]
-        if not some:
-            continue
-        job = Job(
-            *(msgspec.Raw(to_json(data)), layout.prepare, some, layout.names, str(folder)),
-            threads=_cores(),
-            store=store,
-        )
-        for told in _run(job):
-            done += told.done
-            _complain(data, told)
-            yield Progress("preparing pictures", done, total)
+    lacking = {s.name: s.bytes_ for _, some in todo for s in some}
+    require_room(sum(lacking.values()), shutil.disk_usage(folder).free, folder)
+    tasks = [Task(layout.prepare, _turned(some, turn), layout.names) for layout, some in todo if some]
+    if not tasks:
+        return
+    total, done = sum(len(s.items) for t in tasks for s in t.shards), 0
+    job = Job(msgspec.Raw(to_json(data)), tasks, str(folder), _cores(), store)
+    for told in _run(job):
+        done += told.done
+        complain(data, told)
+        yield Progress("preparing pictures", done, total)
+
+
+def _turned(some: list[Shard], turn: int) -> list[Shard]:
+    """Begin elsewhere: neighbours an eighth apart."""
+    first = turn * len(some) // 8 % len(some)
+    return [*some[first:], *some[:first]]
 
 
 def _cores() -> int:
@@ -198,7 +198,12 @@ def require_room(needed: int, free: int, folder: Path) -> None:
         )
 
 
-def _complain(data: PictureFiles, told: Told) -> None:
+def complain(data: PictureFiles, told: Told) -> None:
+    """See that nothing is wrong that the user should mend.
+
+    Raises:
+        UserError: it cannot go on, or a picture is bad and the policy is to fail.
+    """
     if told.failed:
         raise UserError(
             f"loader.cache: {told.failed}; make room or set FGLAUNCH_CACHE to another folder, or --set loader.cache=off"
