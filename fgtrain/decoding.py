@@ -42,12 +42,12 @@ def decode(data: bytes, where: str, prepare: Preparation = AS_IT_IS) -> Pixels:
         Corrupt: the message begins with `where` and says what is wrong.
     """
     with _complaining(where), _opened(data) as image:
+        pixels = _jpeg(data, prepare.reduction(*image.size)) if _is_plain_jpeg(image) else None
+        if pixels is None:
+            image.load()  # before the orientation, whose search loads a PNG and would hide that it is broken
+            pixels = _array(_rgb(image))
         orientation = _orientation(image)
         width, height = _upright(image.size, orientation)
-        pixels = _jpeg(data, prepare.reduction(width, height)) if _is_plain_jpeg(image) else None
-        if pixels is None:
-            image.load()
-            pixels = _array(_rgb(image))
         return resized(_turned(pixels, orientation), prepare.size(width, height))
 
 

@@ -126,5 +126,15 @@ def test_a_reduction_leaves_twice_the_pixels_wanted(w: int, h: int, side: int) -
     assert reduction == 8 or min(w, h) / (2 * reduction) < 2 * side
 
 
+@pytest.mark.parametrize("kind", ("PNG", "TIFF"))
+def test_broken_contents_are_corrupt_though_the_header_is_read_first(kind: str) -> None:
+    options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+    data = bytearray(encoded(busy(), kind, **options))
+    at = data.index(b"IDAT") + 4 if kind == "PNG" else 8
+    data[at : at + 200] = b"\xff" * 200
+    with pytest.raises(Corrupt):
+        decode(bytes(data), "x")
+
+
 def test_gradients_survive() -> None:
     np.testing.assert_array_equal(decode(encoded(gradient(), "PNG"), "x"), np.asarray(gradient()))
