@@ -124,7 +124,7 @@ def ways(root: Path, count: int) -> dict[str, Way]:
     data = ImageFolder(root=str(root), resize=RESIZE, crop=CROP)
     index = data.index()
     samples: tuple[Sample, ...] = index.train
-    files = [data.path(sample) for sample in samples]
+    files = [root / sample.name for sample in samples]
     recipe = Recipe(
         model=Timm(name="resnet50", classes=1),
         data=data,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ from fgtrain.keyed import Order
 from fgtrain.plan import Plan, share
 from fgtrain.recipe import Recipe
 from fgtrain.source import Source
+
+T = TypeVar("T")
+
+_AHEAD = 256  # pictures told of before they are needed: some seconds of work, and of any network's delays
 
 
 class MicroBatch(NamedTuple):
@@ -102,7 +107,7 @@ def training_batches(
 
     data = _images(recipe)
     pictures = Pictures(data, samples, source(recipe, samples, "train"), recipe.seed)
-    return iter(_loader(recipe, pictures, _Requests(requests), pin=pin))
+    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests)), pin=pin))
 
 
 def evaluation_batches(
@@ -117,6 +122,31 @@ def evaluation_batches(
 
     pictures = Pictures(_images(recipe), samples, source(recipe, samples, "val"), None)
     return iter(_loader(recipe, pictures, _Requests(requests), pin=pin))
+
+
+def _announced(
+    recipe: Recipe, samples: tuple[Sample, ...], make: Callable[[], Iterator[list[tuple[int, int]]]]
+) -> Callable[[], Iterator[list[tuple[int, int]]]]:
+    """Have the data told of what will be read, well before a loader process asks for it; the cache needs no telling."""
+    data = _images(recipe)
+    if recipe.loader.cache != "off":
+        return make
+
+    def tell(ids: list[tuple[int, int]]) -> None:
+        data.expect([samples[number] for _, number in ids])
+
+    return lambda: announced(make(), tell, -(-_AHEAD // recipe.batch.micro))
+
+
+def announced(items: Iterable[T], tell: Callable[[T], None], ahead: int) -> Iterator[T]:
+    """Yield items, each after the `ahead` items that follow it have been told of."""
+    told: deque[T] = deque()
+    for item in items:
+        tell(item)
+        told.append(item)
+        if len(told) > ahead:
+            yield told.popleft()
+    yield from told
 
 
 def checked(batch: MicroBatch, recipe: Recipe) -> MicroBatch:

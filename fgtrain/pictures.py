@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from fgtrain.data import BadImage, Images, Sample
 from fgtrain.decoding import decode
 from fgtrain.errors import Corrupt
+from fgtrain.objects import ObjectPath, is_url
 from fgtrain.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -43,21 +44,28 @@ Signature = tuple[int, int]
 class PictureFiles(Images, frozen=True):
     """Base of the data sets whose samples are picture files below one folder."""
 
-    def folder(self) -> Path:
-        """Return the folder that the samples' names are relative to.
+    def folder(self) -> Path | ObjectPath:
+        """Return the folder, or what stands for it in a store, that the samples' names are relative to.
 
         Raises:
             UserError: it is not there.
         """
         raise NotImplementedError
 
-    def path(self, sample: Sample) -> Path:
+    def path(self, sample: Sample) -> Path | ObjectPath:
         """Return where the picture is; the file need not exist."""
         return self.folder() / sample.name
 
     def inspect(self, samples: Iterable[Sample]) -> list[BadImage]:
         """Find pictures that are missing, empty, truncated or not pictures, without decoding them."""
         return find_bad((sample.name, self.path(sample)) for sample in samples)
+
+    def expect(self, samples: Iterable[Sample]) -> None:
+        """See `Data.expect`: objects are fetched ahead."""
+        paths = [self.path(sample) for sample in samples] if is_url(self.root) else []
+        for path in paths:
+            if isinstance(path, ObjectPath):
+                path.objects.ahead([path.name])
 
     def signature(self, sample: Sample) -> Signature:
         """Return by what to tell that the file has not changed."""
@@ -92,7 +100,7 @@ class PictureFiles(Images, frozen=True):
         return decode(self.load(sample), str(self.path(sample)), prepare)
 
 
-def find_bad(files: Iterable[tuple[str, Path]]) -> list[BadImage]:
+def find_bad(files: Iterable[tuple[str, Path | ObjectPath]]) -> list[BadImage]:
     """Check (name, path) pairs on threads; report the bad ones in the order given."""
     todo = list(files)
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
@@ -100,14 +108,19 @@ def find_bad(files: Iterable[tuple[str, Path]]) -> list[BadImage]:
         return [bad for found in pool.map(_check, chunks) for bad in found]
 
 
-def _check(files: list[tuple[str, Path]]) -> list[BadImage]:
+def _check(files: list[tuple[str, Path | ObjectPath]]) -> list[BadImage]:
     """Check one task's files."""
     return [BadImage(name, reason) for name, path in files if (reason := flaw(path))]
 
 
-def flaw(path: Path) -> str | None:
-    """Say in a few words why a file cannot be a whole picture; None if it looks whole."""
+def flaw(path: Path | ObjectPath) -> str | None:
+    """Say in a few words why a file cannot be a whole picture; None if it looks whole.
+
+    Objects in a store are not opened: each would cost a request.
+    """
     try:
+        if isinstance(path, ObjectPath):
+            return None if path.stat().st_size else "empty"
         with path.open("rb", buffering=0) as file:
             return _file_flaw(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:

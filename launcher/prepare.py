@@ -57,7 +57,10 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         recipe.model.check()
     except UserError as error:
         raise RecipeError(f"{path}: {error}") from error
-    index, bad = usable(recipe.data, recipe.data.index())
+    try:
+        index, bad = usable(recipe.data, recipe.data.index())
+    except StoreError as error:
+        raise RecipeError(f"{path}: data.root: {error}") from error
     if recipe.model.classes != len(index.classes):
         raise RecipeError(
             f"{path}: model.classes={recipe.model.classes}, and the data has {len(index.classes)} classes:"

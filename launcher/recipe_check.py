@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fgtrain.parts import leaves
+from fgtrain.pictures import PictureFiles
 from fgtrain.recipe import SGD, Recipe
 
 
@@ -87,6 +88,9 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.shrink={shrink}: it is for random shares of the picture; set data.scale, or unset data.shrink=null"
     if shrink is not None and data.crop > shrink:
         yield f"data.crop={data.crop} is larger than data.shrink={shrink}"
+    if recipe.loader.cache != "off" and not isinstance(data, PictureFiles):
+        kind = type(data).__name__
+        yield f"loader.cache={recipe.loader.cache}: {kind} reads no picture files; --set loader.cache=off"
     if isinstance(recipe.optim, SGD) and recipe.optim.nesterov and not recipe.optim.momentum:
         yield "optim.nesterov=true: it needs optim.momentum above 0"
 

@@ -27,6 +27,7 @@ from fgtrain.preparation import Preparation
 from fgtrain.stores import Store, open_store
 
 STORE_KEY = "pictures"
+EXIT_TOLD = 3  # it failed, and has said why
 _PERIOD_S = 0.2
 
 
@@ -199,7 +200,7 @@ def main() -> int:
         build(job, data, tell)
     except OSError as error:
         tell(Told(failed=f"{error.filename or job.folder}: {error.strerror}"))
-        return 1
+        return EXIT_TOLD
     tell(Told())
     return 0
 

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple, TypeVar
 import msgspec
 
 from fgtrain.cache import cache_place
-from fgtrain.cache.build import Job, Task, Told, read_lines
+from fgtrain.cache.build import EXIT_TOLD, Job, Task, Told, read_lines
 from fgtrain.cache.catalogue import look
 from fgtrain.cache.reader import Cached, spots
 from fgtrain.cache.shards import Item, Shard, makers, shards
@@ -221,7 +221,7 @@ def _run(job: Job) -> Iterator[Told]:
         process.stdin.write(msgspec.json.encode(job))
         process.stdin.close()
         yield from read_lines(_lines(process.stdout))
-        if process.wait() and process.returncode != 1:  # it has said why, if it is 1
+        if process.wait() not in (0, EXIT_TOLD):
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; it says why above")
     finally:
         process.kill()

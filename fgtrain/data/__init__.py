@@ -78,6 +78,9 @@ class Data(Family):
         """
         raise NotImplementedError
 
+    def expect(self, samples: Iterable[Sample]) -> None:
+        """These will be read soon, in this order; who fetches from afar can begin."""
+
     def prepared(self, sample: Sample, prepare: Preparation) -> npt.NDArray[np.uint8]:
         """Return one picture as training starts from it: decoded and scaled.
 
