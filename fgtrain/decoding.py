@@ -1,8 +1,8 @@
 """From a picture file's bytes to RGB pixels, upright, and scaled as a `Preparation` says.
 
-JPEGs go through simplejpeg, whose pixels are those of Pillow, bit for bit, at half to three quarters of the cost; whatever it does
-not know or complains of, and all other formats, go through Pillow (docs/decisions/015). Scaling is torch's antialiased
-bilinear, in integers: the same bits with and without vector instructions.
+JPEGs go through simplejpeg, whose pixels are those of Pillow, bit for bit, at half to three quarters of the cost;
+whatever it does not know or complains of, and all other formats, go through Pillow (docs/decisions/015). Scaling is
+torch's antialiased bilinear, in integers: the same bits with and without vector instructions.
 
 Shapes: H, W height and width in pixels.
 """

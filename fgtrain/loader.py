@@ -107,7 +107,9 @@ def training_batches(
 
     data = _images(recipe)
     pictures = Pictures(data, samples, source(recipe, samples, "train"), recipe.seed)
-    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests)), pin=pin))
+    return iter(
+        _loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, recipe.batch.micro)), pin=pin)
+    )
 
 
 def evaluation_batches(
@@ -121,11 +123,11 @@ def evaluation_batches(
             yield [(0, i) for i in range(number * micro, min((number + 1) * micro, len(samples)))]
 
     pictures = Pictures(_images(recipe), samples, source(recipe, samples, "val"), None)
-    return iter(_loader(recipe, pictures, _Requests(requests), pin=pin))
+    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, micro)), pin=pin))
 
 
 def _announced(
-    recipe: Recipe, samples: tuple[Sample, ...], make: Callable[[], Iterator[list[tuple[int, int]]]]
+    recipe: Recipe, samples: tuple[Sample, ...], make: Callable[[], Iterator[list[tuple[int, int]]]], micro: int
 ) -> Callable[[], Iterator[list[tuple[int, int]]]]:
     """Have the data told of what will be read, well before a loader process asks for it; the cache needs no telling."""
     data = _images(recipe)
@@ -135,7 +137,7 @@ def _announced(
     def tell(ids: list[tuple[int, int]]) -> None:
         data.expect([samples[number] for _, number in ids])
 
-    return lambda: announced(make(), tell, -(-_AHEAD // recipe.batch.micro))
+    return lambda: announced(make(), tell, -(-_AHEAD // micro))
 
 
 def announced(items: Iterable[T], tell: Callable[[T], None], ahead: int) -> Iterator[T]:

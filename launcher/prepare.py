@@ -26,7 +26,7 @@ from fgtrain.stores import Store
 from launcher import hardware
 from launcher.recipe_file import load, split_target
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn", "simplejpeg")
 
 
 def default_store() -> str:
@@ -162,7 +162,7 @@ def check_training_installed() -> None:
     Raises:
         UserError
     """
-    missing = [m for m in ("torch", "timm", "numpy", "PIL") if importlib.util.find_spec(m) is None]
+    missing = [m for m in ("torch", "timm", "numpy", "PIL", "simplejpeg") if importlib.util.find_spec(m) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed here: pip install 'fglaunch[train]'")
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
@@ -166,12 +166,13 @@ def _build_missing(
     tasks = [Task(layout.prepare, _turned(some, turn), layout.names) for layout, some in todo if some]
     if not tasks:
         return
+    what = f"preparing {sum(lacking.values()) / 1e9:.1f} GB of pictures"
     total, done = sum(len(s.items) for t in tasks for s in t.shards), 0
     job = Job(msgspec.Raw(to_json(data)), tasks, str(folder), _cores(), store)
     for told in _run(job):
         done += told.done
         complain(data, told)
-        yield Progress("preparing pictures", done, total)
+        yield Progress(what, done, total)
 
 
 def _turned(some: list[Shard], turn: int) -> list[Shard]:
@@ -218,8 +219,9 @@ def _run(job: Job) -> Iterator[Told]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin and process.stdout
     try:
-        process.stdin.write(msgspec.json.encode(job))
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already; its exit code tells
+            process.stdin.write(msgspec.json.encode(job))
+            process.stdin.close()
         yield from read_lines(_lines(process.stdout))
         if process.wait() not in (0, EXIT_TOLD):
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; it says why above")

@@ -15,7 +15,10 @@ from fgtrain.data.cub200 import Cub200
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.dataindex import usable
 from fgtrain.errors import Corrupt, StoreUnavailable, UserError
-from fgtrain.loader import announced
+from fgtrain.loader import announced, training_batches
+from fgtrain.models.timm import Timm
+from fgtrain.plan import make_plan
+from fgtrain.recipe import SGD, Batch, Loader, Recipe, replace
 from fgtrain.stores import open_store
 from tests.picture_files import encoded, gradient, write_picture
 from tests.testbed.runs import wait_for
@@ -118,6 +121,22 @@ def test_a_layout_that_is_wrong_is_named(tmp_path: Path) -> None:
         ImageFolder(root="ftp://x/y").index()
 
 
+def pixels_of(data: ImageFolder) -> list[bytes]:
+    """Return what an epoch of training sees, through a loader process."""
+    recipe = Recipe(
+        model=Timm(name="resnet18", classes=2),
+        data=replace(data, resize=20, crop=16),
+        optim=SGD(lr=0.1),
+        batch=Batch(total=2, micro=2),
+        epochs=1,
+        loader=Loader(workers=1),
+    )
+    samples = data.index().train
+    plan = make_plan(recipe, len(samples))
+    batches = training_batches(recipe, plan, samples, start=0, rank=0, size=1, pin=False)
+    return [batch.images.numpy().tobytes() for batch in batches]
+
+
 @pytest.mark.parametrize("text", ("much", "-1", "inf", "nan"))
 def test_a_limit_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("FGLAUNCH_CACHE_GB", text)
@@ -145,6 +164,10 @@ def test_pictures_stream_from_a_real_server(
     there, here = ImageFolder(root=url), ImageFolder(root=str(folder))
     index = there.index()
     assert index == here.index()
+    for _ in range(2):  # the second time, loader processes are forked from one that has threads that fetch
+        assert pixels_of(there) == pixels_of(here)
+        for path in place.iterdir():
+            path.unlink()
     there.expect(index.train)
     wait_for(lambda: held(place) == len(index.train), "all objects fetched ahead")
     for sample in index.train:

@@ -12,16 +12,22 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fgtrain.cache import ready
 from fgtrain.cache.build import Job, Task, Told, build, read_lines
 from fgtrain.cache.ready import Layout, complain, make_ready, missing, plan, require_room, source
+from fgtrain.cache.together import ready_together
 from fgtrain.data import Index
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.errors import Corrupt, UserError
+from fgtrain.journal import Journal
 from fgtrain.models.timm import Timm
 from fgtrain.parts import to_json
+from fgtrain.place import Place
+from fgtrain.pulse import Phase, Pulse
+from fgtrain.pulse import decode as decode_pulse
 from fgtrain.recipe import SGD, Batch, Loader, Recipe, replace
 from fgtrain.source import Fresh
 from tests.picture_files import encoded, write_picture
@@ -202,7 +208,29 @@ def test_who_comes_second_waits_for_the_one_that_builds(data: ImageFolder, tmp_p
     assert next(second).what == "another process prepares pictures"
     build(job_of(data, layout, place), data, lambda told: None)
     first.close()  # as if it had died
-    assert "preparing pictures" not in {p.what for p in second}  # there is nothing left to do
+    assert not [p for p in second if p.what.startswith("preparing")]  # there is nothing left to do
+
+
+def test_ranks_wait_for_it_are_seen_to_move_and_leave_when_asked(data: ImageFolder, tmp_path: Path) -> None:
+    place, index = tmp_path / "cache", Index((), data.index().train, data.index().train)
+    layout, node = layout_of(data, place), Place(0, 1, 0, torch.device("cpu"))
+    (place / "sources").rename(tmp_path / "forgotten")
+    ready._layouts.clear()
+    pulse, journal, asked = Pulse(tmp_path), Journal(tmp_path, node), [True]
+
+    def together() -> bool:
+        return ready_together(recipe_of(data), index, "memory://x", node, pulse, lambda: asked[0], journal)
+
+    assert not together()
+    build(job_of(data, layout, place), data, lambda told: None)
+    (place / "sources").rename(tmp_path / "forgotten too")
+    ready._layouts.clear()
+    asked[0] = False
+    assert together()
+    journal.close()
+    (beat,) = decode_pulse((tmp_path / "pulse").read_bytes())
+    assert (beat.phase, beat.step > 0) == (Phase.PREPARE, True)
+    assert "reading picture files: 7 of 7" in (tmp_path / "events.jsonl").read_text()
 
 
 def test_no_room_is_one_line_that_says_how_much(tmp_path: Path) -> None:
