@@ -81,9 +81,10 @@ def test_a_cache_changes_nothing_nor_do_pictures_that_it_lacks(
 ) -> None:
     monkeypatch.setenv("FGLAUNCH_CACHE", str(tmp_path))
     assert seen(recipe, plan, size=2, workers=1, cache="disk") == alone  # it is not there yet
-    for _ in make_ready(replace(recipe, loader=Loader(cache="disk")), recipe.data.index()):
-        pass
-    assert any(p.stat().st_size for p in (tmp_path / "pixels").iterdir())
+    cached, index = replace(recipe, loader=Loader(cache="disk")), recipe.data.index()
+    told = list(make_ready(cached, index))
+    assert told[-1].done == told[-1].total == len(index.train) + len(index.val)
+    assert not list(make_ready(cached, index))  # nothing is left to do
     assert seen(recipe, plan, size=2, workers=1, cache="disk") == alone
 
 

@@ -82,21 +82,8 @@ def whole(data: ImageFolder, folder: Path) -> bool:
     return not missing(layout_of(data, folder), folder / "pixels")
 
 
-def test_what_is_built_is_what_decoding_gives_and_the_size_was_known(data: ImageFolder, tmp_path: Path) -> None:
-    told = list(make_ready(recipe_of(data), data.index()))
-    assert told[-1].done == told[-1].total == 10
-    place = tmp_path / "cache"
-    assert whole(data, place)
-    assert differences(data) == 0
-    assert not list((place / "pixels").glob(".*"))
-    for split in ("train", "val"):
-        cached = source(recipe_of(data), data.index().split(split), split)
-        assert not cached.read(0).flags.writeable  # it is mapped, not decoded
-    assert [p for p in make_ready(recipe_of(data), data.index()) if p.total] == []  # nothing is left to do
-
-
 @pytest.mark.parametrize("scale", (None, (0.5, 1.0)))
-def test_in_one_process_too_and_for_shares_of_the_picture(
+def test_what_is_built_is_what_decoding_gives_for_shares_of_the_picture_too(
     data: ImageFolder, tmp_path: Path, scale: tuple[float, float] | None
 ) -> None:
     data, place = replace(data, scale=scale), tmp_path / "cache"
@@ -105,7 +92,10 @@ def test_in_one_process_too_and_for_shares_of_the_picture(
     build(job_of(data, layout, place), data, told.append)
     assert sum(t.done for t in told) == 7
     assert differences(data) == 0
-    assert source(recipe_of(data), data.index().train, "train").read(1).flags.writeable is False
+    assert whole(data, place)
+    assert not list((place / "pixels").glob(".*"))
+    cached = source(recipe_of(data), data.index().train, "train")
+    assert not cached.read(0).flags.writeable  # it is mapped, not decoded
 
 
 def test_without_a_cache_or_with_a_damaged_one_pictures_are_decoded(data: ImageFolder, tmp_path: Path) -> None:
