@@ -46,6 +46,11 @@ class Held:
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is any room at all."""
+        return self._limit > 0
+
     def has(self, name: str) -> bool:
         """Tell whether a file is here just now."""
         return (self._folder / name).exists()

@@ -85,6 +85,8 @@ class Objects:
 
     def ahead(self, names: Iterable[str]) -> None:
         """Have objects fetched by threads, in this order; what goes wrong will be met by who reads them."""
+        if not self._held.holds:
+            return
         if self._wanted is None or self._wanted_by != os.getpid():
             self._wanted, self._wanted_by = queue.SimpleQueue(), os.getpid()
             for number in range(_THREADS):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -214,4 +215,5 @@ if __name__ == "__main__":
     from fgtrain.lifeline import die_with_parent
 
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the parent, too, which then ends this
     sys.exit(main())
