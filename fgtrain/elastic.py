@@ -28,6 +28,7 @@ from fgtrain import warm_client
 from fgtrain.departure import EXIT_LEFT, Departure, node_name
 from fgtrain.meeting import EXIT_NO_STORE, Alarm, Rendezvous, Settings, say
 from fgtrain.membership import Member, Seats
+from fgtrain.notice import LEAVES
 from fgtrain.plan import DETECT_S
 
 _END_S = 2.0
@@ -164,6 +165,8 @@ def _work(agent: Agent, meeting: Rendezvous) -> int:
     except RendezvousClosedError:
         return 0  # the others have finished the work
     except SignalException:
+        if agent.departure.flag.leaves:
+            say(LEAVES)
         meeting.shutdown()
         return EXIT_LEFT
     except DistError as error:

@@ -236,7 +236,8 @@ class Rendezvous(RendezvousHandler):
         self._watch.work_in(meeting)
         tell_workers(meeting, noticed=self.noticed, stopped=self._stopped, met=time.time())
         rank = next(m.rank for m in meeting.members if m.id == self._settings.me.id)
-        say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}")
+        after = f" after {meeting.why}" if meeting.why else ""
+        say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}{after}")
         return RendezvousInfo(
             PrefixStore(f"agents/{meeting.round}", self._board.store),
             rank,

@@ -15,7 +15,7 @@ from launcher import replacing
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
-from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_exit
+from launcher.failures import EXIT_NOTICED, Sign, sign_of, spell_departure, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.incidents import Decision, Incidents
@@ -248,10 +248,10 @@ class Supervisor:
         if left:  # the machine goes: better another one, if there is one
             seat.failures = self._settings.node_tries
             self._replace(seat)
-        message = f"{name} left after a notice" if left else f"the agent of {name} died ({spell_exit(code)})"
+        message = spell_departure(name) if left else f"the agent of {name} died ({spell_exit(code)})"
         tail = "" if left else self._feed.agent_tail(seat.node)
-        kind: Kind = "preemption" if left else "lost"
-        self._incidents.add(self._clock.now(), Sign(kind, message, self._clock.time(), node=name, traceback=tail))
+        sign = Sign("preemption" if left else "lost", message, self._clock.time(), node=name, traceback=tail)
+        self._incidents.gone(self._clock.now(), sign, again=not left)
 
     def _start_due(self) -> None:
         """Start the agents whose time has come."""

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from cluster import Command
+from fgtrain.notice import LEAVES
 from fgtrain.plan import World
 from fgtrain.runstore import Failure, RunStore
 from fgtrain.stores import open_store
@@ -257,6 +258,21 @@ def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:
     assert scene.noted("host2 takes the place of host1")
     assert scene.noted("preemption: host1 left after a notice")
     assert len(scene.cluster.started("agent", "host0")) == 1
+
+
+def test_of_nodes_whose_workers_left_together_the_one_that_goes_is_named() -> None:
+    scene = Scene()
+
+    def told(training: FakeTraining) -> None:
+        staying, going = scene.cluster.running("agent")
+        training.die(75)
+        scene.cluster.append(going.node, "agent.log", f"02:08:48 agent 7: {LEAVES}\n")
+        scene.at(10.0, lambda: going.end(75))  # its last lines take long to ship
+
+    scene.training.faults[7] = once(told)
+    assert scene.supervise().state == "finished"
+    assert [n for n in scene.notes if "preemption" in n] == ["preemption: host1 left after a notice; try 1 of 1000"]
+    assert scene.noted("host2 takes the place of host1")
 
 
 def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:
