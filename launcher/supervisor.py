@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Node
+from cluster import Cluster, ClusterError, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
@@ -15,20 +15,19 @@ from launcher import replacing
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
-from launcher.failures import EXIT_NOTICED, Sign, sign_of, spell_departure, spell_exit
+from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_departure, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
+from launcher.guard import Guard
 from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
 from launcher.limits import Meter
 from launcher.news import News
 from launcher.outcome import EXIT_FENCED, Outcome, of_work
 from launcher.post import Post
-from launcher.silence import Silence
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
 from launcher.takeover import Term, last_term, take_office
-from launcher.watchdog import Watchdog
 
 _POLL_S = 0.1
 _SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
@@ -63,14 +62,14 @@ class Supervisor:
         lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease)
         self._feed = Feed(cluster)
+        self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
         self._news = News(runs)
         self._incidents = Incidents(self._settings, run.name)
-        self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
+        self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
         self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
-        self._silence = Silence(cluster, self._note)
         self._step = 0
         self._next_slow = 0.0
 
@@ -180,9 +179,10 @@ class Supervisor:
         if now < self._next_slow:
             return None
         self._next_slow = now + _SLOW_POLL_S
-        self._silence.tell(self._fleet.nodes)
         self._read_logs(now)
-        self._guard(now)
+        if hang := self._guard.look():
+            self._incidents.add(now, hang)
+        self._give_up_silent(now)
         try:
             return self._look_at_store(now)
         except StoreError as error:
@@ -247,11 +247,26 @@ class Supervisor:
         left = code == EXIT_NOTICED
         if left:  # the machine goes: better another one, if there is one
             seat.failures = self._settings.node_tries
-            self._replace(seat)
+            self._places.replace_failing(seat)
         message = spell_departure(name) if left else f"the agent of {name} died ({spell_exit(code)})"
         tail = "" if left else self._feed.agent_tail(seat.node)
         sign = Sign("preemption" if left else "lost", message, self._clock.time(), node=name, traceback=tail)
         self._incidents.gone(self._clock.now(), sign, again=not left)
+
+    def _give_up_silent(self, now: float) -> None:
+        """What is silent for good is started anew, on another node unless its own answers; the others go on."""
+        self._fleet.end_abandoned()
+        for node, silent_s in self._guard.lost():
+            seat, met_here = self._fleet.seat(node.name), self._fleet.meets_on == node
+            if seat is None or not self._places.give_up(seat):
+                continue
+            self._guard.forget(node)
+            why = f"{node.name} was silent for {silent_s:.0f} s, and is given up"
+            if met_here and not self._fleet.meeting():
+                self._restart_all(why)
+                continue
+            seat.due = now
+            self._incidents.gone(now, Sign("lost", why, self._clock.time(), node=node.name), again=True)
 
     def _start_due(self) -> None:
         """Start the agents whose time has come."""
@@ -280,7 +295,8 @@ class Supervisor:
 
     def _cannot_start(self, seat: Seat, error: ClusterError) -> None:
         seat.due, seat.failures = None, seat.failures + 1
-        self._incidents.add(self._clock.now(), Sign("lost", str(error), self._clock.time(), node=seat.node.name))
+        kind: Kind = "capacity" if isinstance(error, Unreachable) else "lost"  # it may come back, some time
+        self._incidents.add(self._clock.now(), Sign(kind, str(error), self._clock.time(), node=seat.node.name))
 
     # -- deciding -------------------------------------------------------------------------------------------------
 
@@ -289,7 +305,7 @@ class Supervisor:
         if decision is None:
             return None
         if decision.cause.kind == "hardware":
-            self._exclude(decision)
+            self._places.exclude(decision.cause, for_good=bool(decision.verdict))
         if decision.verdict and not self._finished():
             return Outcome("failed", *decision.verdict)
         self._note(decision.note)
@@ -300,38 +316,13 @@ class Supervisor:
         """Let everything that is down start after the delay; what runs is stopped first, unless one agent died."""
         delay, cause = decision.retry.delay_s, decision.cause
         seat = self._fleet.seat(cause.node)
-        if delay and not (cause.kind == "lost" and seat and seat.agent is None):
+        if delay and not (cause.kind in ("lost", "capacity") and seat and seat.agent is None):
             self._fleet.stop(self._grace_s)
             self._fleet.kill()
         for each in self._fleet.seats:
             if each.agent is None:
-                self._replace(each)
+                self._places.replace_failing(each)
                 each.due = self._clock.now() + delay
-
-    def _exclude(self, decision: Decision) -> None:
-        """Take a broken node out, if there is another; if not, it is tried on until the budget is spent."""
-        seat = self._fleet.seat(decision.cause.node)
-        other = replacing.spare(self._site, self._fleet.nodes) if seat else None
-        if seat is None or not (other or decision.verdict):
-            return
-        replacing.exclude(self._site, seat.node, decision.cause.message)
-        if other:
-            if seat.agent:
-                seat.agent.kill()
-                seat.agent = None
-            self._move(seat, other)
-
-    def _replace(self, seat: Seat) -> None:
-        """Put another node in the place of one on which starting keeps failing, if there is one."""
-        if seat.failures >= self._settings.node_tries:
-            other = replacing.spare(self._site, self._fleet.nodes)
-            if other:
-                self._move(seat, other)
-
-    def _move(self, seat: Seat, other: Node) -> None:
-        self._note(f"{other.name} takes the place of {seat.node.name}")
-        seat.node, seat.failures = other, 0
-        self._feed.skip(other)
 
     # -- listening ------------------------------------------------------------------------------------------------
 
@@ -360,23 +351,7 @@ class Supervisor:
         for node in self._fleet.nodes:
             for line in self._feed.agent_lines(node):
                 self._incidents.log_line(now, node.name, self._clock.time(), line)
-
-    def _guard(self, now: float) -> None:
-        """Look for ranks that hang or are slow; those that hang are killed, and their agents start them again."""
-        for note in self._watchdog.observe(now, {n.name: self._feed.beats(n) for n in self._fleet.nodes}):
-            self._note(note)
-        hung = self._watchdog.hung(now)
-        if not hung:
-            return
-        self._watchdog.acted(now)
-        slots: dict[str, list[int]] = {}
-        for at in hung.ranks:
-            slots.setdefault(at.node, []).append(at.slot)
-        self._note(f"{hung.text}; stacks are in the ranks' logs")
-        for error in self._fleet.unhang(slots):
-            self._note(str(error))
-        at = hung.ranks[0]
-        self._incidents.add(now, Sign("hang", hung.text, self._clock.time(), node=at.node, rank=at.rank))
+                self._guard.hear(node, line)
 
     def _verdict(self) -> Outcome:
         outcome = of_work(self._run, self._runs)

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Node
+from cluster import ClusterError, Command, Hardware, Node, Unreachable
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -50,11 +50,11 @@ class FakeProcess:
         return self.code
 
     def terminate(self) -> None:
-        if not self.cluster.cut_off:
+        if not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
 
     def kill(self) -> None:
-        if not self.cluster.cut_off:
+        if not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(-signal.SIGKILL)
 
     def end(self, code: int) -> None:
@@ -75,6 +75,7 @@ class FakeCluster:
         self.processes: list[FakeProcess] = []
         self.files: dict[tuple[str, str], bytes] = {}
         self._ports = count(20000)
+        self._quiet_since: dict[str, float] = {}
 
     def nodes(self, run: str, count: int) -> list[Node]:
         if count > len(self.hosts):
@@ -91,7 +92,10 @@ class FakeCluster:
         return [Hardware(2, ()) for _ in nodes]
 
     def silence_s(self, node: Node) -> float:
-        return 60.0 if node.name in self.quiet else 0.0
+        if node.name not in self.quiet:
+            self._quiet_since.pop(node.name, None)
+            return 0.0
+        return self.clock.now() - self._quiet_since.setdefault(node.name, self.clock.now() - 1.0)
 
     def free_port(self, node: Node) -> int:
         self._reach(node)
@@ -116,7 +120,7 @@ class FakeCluster:
         return next((p for p in reversed(self.running(name)) if p.node.name == node.name), None)
 
     def read(self, node: Node, name: str, offset: int) -> bytes:
-        return self.files.get((node.folder, name), b"")[offset:]
+        return b"" if node.name in self.quiet else self.files.get((node.folder, name), b"")[offset:]
 
     # -- for tests ------------------------------------------------------------------------------------------------
 
@@ -130,8 +134,8 @@ class FakeCluster:
         self.files[node.folder, name] = self.files.get((node.folder, name), b"") + text.encode()
 
     def _reach(self, node: Node) -> None:
-        if node.name in self.down or self.cut_off:
-            raise ClusterError(f"{node.name} cannot be reached")
+        if node.name in self.down | self.quiet or self.cut_off:
+            raise Unreachable(f"{node.name} cannot be reached")
 
 
 class FakeTraining:
@@ -147,6 +151,7 @@ class FakeTraining:
         self.attempt = self.committed = 0
         self.step: int | None = None
         self.frozen: set[int] = set()
+        self.out: set[int] = set()  # process IDs of agents that are silent to the others
         self._members: list[FakeProcess] = []
         self._since = cluster.clock.now()
         self._ticks = 0
@@ -183,6 +188,8 @@ class FakeTraining:
     def _move(self) -> None:
         now = self._cluster.clock.now()
         agents = self._cluster.running("agent")
+        self._strike_out()
+        agents = [a for a in agents if a.pid not in self.out]
         if self.step is not None and any(a.code is not None for a in self._members):
             self.step = None
         if self.step is None:
@@ -194,6 +201,16 @@ class FakeTraining:
                 self._advance()
         if self.step is not None:
             self._beat()
+
+    def _strike_out(self) -> None:
+        silent = [a.node.name for a in self._members if a.pid in self.out]
+        if self.step is None or not silent:
+            return
+        for agent in self._members:
+            if agent.pid not in self.out:
+                line = f"02:08:48 agent {agent.pid}: {', '.join(silent)} silent for 3.0 s\n"
+                self._cluster.append(agent.node, "agent.log", line)
+        self.step = None
 
     def _maybe_begin(self, now: float, agents: list[FakeProcess]) -> None:
         here = {a.node.name: a for a in agents}
