@@ -216,6 +216,11 @@ class Rendezvous(RendezvousHandler):
         """Whether the last workers were asked to leave, and did."""
 
     @property
+    def detect_s(self) -> float:
+        """After how long silence is a loss, in seconds."""
+        return self._settings.detect_s
+
+    @property
     def use_agent_store(self) -> bool:
         """See base class: workers meet in the same store, under a name of their round's own."""
         return True
