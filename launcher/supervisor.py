@@ -83,6 +83,8 @@ class Supervisor:
                     self._pass_on_events()
             finally:
                 self._end()
+                if self._post:
+                    self._post.rest()
         if not self._fenced and self._post:
             with self._patience():  # the outcome is what the user wants to hear of
                 self._post.write(outcome.state, self._step, self._fleet.nodes, outcome.message)
