@@ -1,4 +1,4 @@
-"""Programs that are stopped for good, not killed: a whole node, and workers that were forked or started from scratch."""
+"""Programs that are stopped for good, not killed: a whole node, and workers, forked or started from scratch."""
 
 from __future__ import annotations
 
