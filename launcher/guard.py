@@ -39,7 +39,7 @@ class Guard:
         self._silence.tell(self._fleet.nodes)
         for note in self._watchdog.observe(now, {n.name: self._feed.beats(n) for n in self._fleet.nodes}):
             self._note(note)
-        if self._silence.keep_waiting(self._fleet.nodes, self._world.nodes):
+        if self._silence.keep_waiting([s.node for s in self._fleet.seats if s.agent], self._world.nodes):
             self._waited = True
             return None
         if self._waited:  # what was seen before says nothing any more

@@ -60,6 +60,11 @@ class Incidents:
         self._opened_in = 0
 
     @property
+    def newest(self) -> int:
+        """The newest attempt; 0: none has begun."""
+        return self._newest
+
+    @property
     def open_nodes(self) -> set[str]:
         """The nodes that the incident that is not decided yet has to do with."""
         return {s.node for s in self._open}

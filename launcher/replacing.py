@@ -41,16 +41,6 @@ def choose(site: Site) -> list[Node]:
     return nodes
 
 
-def renew(fleet: Fleet, feed: Feed) -> ClusterError | None:
-    """Have rented machines again that were lost; returns why not, if none are to be had just now."""
-    try:
-        for node in fleet.renew():
-            feed.skip(node)
-    except ClusterError as error:
-        return error
-    return None
-
-
 def spare(site: Site, taken: Sequence[Node]) -> Node | None:
     """Return a node, made ready, that is neither excluded nor taken; None if there is none.
 

@@ -43,7 +43,7 @@ class Silence:
             self._struck.setdefault(sign.node, now)
 
     def keep_waiting(self, nodes: Sequence[Node], least: int) -> bool:
-        """Tell whether so many of the nodes are silent that fewer than `least` are left: those only wait for them."""
+        """Tell whether fewer than `least` of the nodes are not silent: those only wait for others."""
         return sum(n.name in self._struck or n.name in self._silent for n in nodes) > len(nodes) - least
 
     def lost(self, now: float, nodes: Sequence[Node], still_s: float) -> list[tuple[Node, float]]:

@@ -12,6 +12,7 @@ from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
+from launcher.buying import ASK_AGAIN_S
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
@@ -23,8 +24,9 @@ from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
 from launcher.limits import Meter
 from launcher.news import News
-from launcher.outcome import EXIT_FENCED, Outcome, of_work
+from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, Outcome, is_done, of_work
 from launcher.post import Post
+from launcher.renting import Renter, Waits
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
 from launcher.takeover import Term, last_term, take_office
@@ -32,7 +34,9 @@ from launcher.takeover import Term, last_term, take_office
 _POLL_S = 0.1
 _SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
-"""How long workers have to take a last snapshot when the user stops a run."""
+"""How long workers have to take a last snapshot when the user interrupts a run."""
+_LAST_SNAPSHOT_S = 30.0
+"""... when nobody waits at the terminal: a limit is reached, or the run is stopped from elsewhere."""
 
 
 class Supervisor:
@@ -52,6 +56,7 @@ class Supervisor:
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port, self._cluster_name, self._grace_s = port, cluster_name, grace_s
+        self._last_s = max(grace_s, _LAST_SNAPSHOT_S)
         self._clock = clock or SystemClock()
         self._settings: Supervision = recorded(runs)
         self._site = replacing.Site(
@@ -67,9 +72,11 @@ class Supervisor:
         self._incidents = Incidents(self._settings, run.name)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
         self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)
+        self._renter = Renter(cluster, run, self._meter, self._clock, self._note)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
+        self._waiting = False
         self._step = 0
         self._next_slow = 0.0
 
@@ -79,7 +86,7 @@ class Supervisor:
             try:
                 outcome = self._begin() or self._watch()
                 if not self._fenced:
-                    self._fleet.stop(self._grace_s)
+                    self._fleet.stop(self._grace_s if outcome.exit_code == EXIT_INTERRUPTED else self._last_s)
                     self._pass_on_events()
             finally:
                 self._end()
@@ -101,7 +108,7 @@ class Supervisor:
             self._take_over(earlier)
             return None
         status = read_status(self._runs)
-        if status and status.state == "running" and self._finished():
+        if status and status.state == "running" and is_done(self._runs):
             if earlier:  # but the store that they met in goes on, and memory is held
                 clear(self._cluster, self._run.name, earlier.nodes)
                 self._fleet.seats = [Seat(node) for node in earlier.nodes]
@@ -126,6 +133,7 @@ class Supervisor:
         self._news.skip("errors")
         for node in self._fleet.nodes:
             self._feed.skip(node)
+        self._renter.count()
         self._record()
         self._beat()
 
@@ -136,7 +144,8 @@ class Supervisor:
             ClusterError: there are not enough that can be used.
         """
         fleet = self._fleet
-        fleet.seats = [Seat(node) for node in replacing.choose(self._site)]
+        nodes = self._renter.rent(self._step, lambda: replacing.choose(self._site), may_wait=False)
+        fleet.seats = [Seat(node) for node in nodes]
         fleet.renew()
         if self._cluster.lasting:
             clear(self._cluster, self._run.name, fleet.nodes)
@@ -176,7 +185,7 @@ class Supervisor:
     def _look(self) -> Outcome | None:
         """Look at what changes slowly: requests, the store, logs, pulses; write the heartbeat."""
         if self._interrupts.received:
-            return Outcome("stopped", 130, "interrupted")
+            return Outcome("stopped", EXIT_INTERRUPTED, "interrupted")
         now = self._clock.now()
         if now < self._next_slow:
             return None
@@ -196,6 +205,7 @@ class Supervisor:
             return self._give_way()
         if self._runs.exists("stop"):
             return Outcome("stopped", 0, "stopped on request")
+        self._renter.look(self._incidents.newest, self._step)
         if limit := self._meter.tick(len(self._fleet.seats), self._step):
             return Outcome("stopped", 1, limit)
         for attempt in self._news.read("attempts", Attempt):
@@ -215,7 +225,7 @@ class Supervisor:
         if len(codes) == len(self._fleet.seats) and all(code == 0 for code in codes.values()):
             return self._verdict()
         dead = {name: code for name, code in codes.items() if code not in (None, 0)}
-        if (dead or any(code == 0 for code in codes.values())) and self._finished():
+        if (dead or any(code == 0 for code in codes.values())) and is_done(self._runs):
             return self._verdict()  # what died did so after the work was done
         if codes and not self._fleet.meeting():
             self._restart_all("the rendezvous store died: all agents start again")
@@ -223,12 +233,6 @@ class Supervisor:
             for name, code in dead.items():
                 self._lose(name, code)
         return None
-
-    def _finished(self) -> bool:
-        try:
-            return self._runs.exists("result.json")
-        except StoreError:
-            return False
 
     def _restart_all(self, why: str) -> None:
         at_once = not self._incidents.open_nodes
@@ -276,10 +280,11 @@ class Supervisor:
         due = [s for s in self._fleet.seats if s.agent is None and s.due is not None and s.due <= now]
         if not due:
             return
-        if not self._fleet.meeting() and (error := replacing.renew(self._fleet, self._feed)):
-            for seat in due:
-                seat.due = None
-            self._incidents.add(now, Sign("capacity", str(error), self._clock.time()))
+        try:
+            for node in [] if self._fleet.meeting() else self._renter.rent(self._step, self._fleet.renew):
+                self._feed.skip(node)
+        except ClusterError as error:
+            self._wait_for_machines(due, error)
             return
         try:
             if not self._fleet.meeting():
@@ -287,6 +292,7 @@ class Supervisor:
         except ClusterError as error:
             self._cannot_start(due[0], error)
             return
+        self._waiting = False
         self._record()  # before: were this process killed meanwhile, the next must know where to look
         for seat in due:
             try:
@@ -294,6 +300,17 @@ class Supervisor:
             except ClusterError as error:
                 self._cannot_start(seat, error)
         self._record()
+
+    def _wait_for_machines(self, due: list[Seat], error: ClusterError) -> None:
+        """Ask again later: by the budget of such incidents, or as long as the deadline allows."""
+        now, waits = self._clock.now(), isinstance(error, Waits)
+        for seat in due:
+            seat.due = now + ASK_AGAIN_S if waits else None
+        if not waits:
+            self._incidents.add(now, Sign("capacity", str(error), self._clock.time()))
+        elif not self._waiting:
+            self._note(str(error))
+        self._waiting = waits
 
     def _cannot_start(self, seat: Seat, error: ClusterError) -> None:
         seat.due, seat.failures = None, seat.failures + 1
@@ -308,7 +325,7 @@ class Supervisor:
             return None
         if decision.cause.kind == "hardware":
             self._places.exclude(decision.cause, for_good=bool(decision.verdict))
-        if decision.verdict and not self._finished():
+        if decision.verdict and not is_done(self._runs):
             return Outcome("failed", *decision.verdict)
         self._note(decision.note)
         self._retry(decision)

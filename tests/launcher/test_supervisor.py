@@ -33,16 +33,24 @@ STEPS = 40
 class Scene:
     """One run on two of three hosts."""
 
-    def __init__(self, *settings: str, hosts: int = 3, lasting: bool = True) -> None:
+    def __init__(
+        self,
+        *settings: str,
+        hosts: int = 3,
+        lasting: bool = True,
+        steps: int = STEPS,
+        cluster: Callable[[FakeClock], FakeCluster] | None = None,
+    ) -> None:
         self.clock = FakeClock()
-        self.cluster = FakeCluster(self.clock, hosts, lasting=lasting)
+        self.cluster = cluster(self.clock) if cluster else FakeCluster(self.clock, hosts, lasting=lasting)
         self.runs = RunStore(open_store(f"memory://supervisor-{next(NUMBERS)}"), "run")
         base = run_file()
         self.world = World(2, 1)
-        self.run = msgspec.structs.replace(base, plan=msgspec.structs.replace(base.plan, steps=STEPS))
+        plan = msgspec.structs.replace(base.plan, steps=steps)
+        self.run = msgspec.structs.replace(base, plan=plan, created=self.clock.time())
         self.runs.create("run.json", self.run)
         self.runs.write(KEY, changed(Supervision(), settings))
-        self.training = FakeTraining(self.cluster, self.runs, self.world, STEPS)
+        self.training = FakeTraining(self.cluster, self.runs, self.world, steps)
         self.notes: list[str] = []
 
     def supervisor(self) -> Supervisor:
@@ -297,6 +305,14 @@ def test_agent_that_is_silent_for_good_on_a_node_that_answers_is_started_anew() 
     assert scene.supervise().state == "finished"
     assert [p.code for p in scene.cluster.started("agent", "host1")] == [-signal.SIGKILL, 0]
     assert scene.cluster.started("agent", "host2") == []
+
+
+def test_run_that_waits_for_room_does_not_hang() -> None:
+    scene = Scene("capacity.base_s=200", "capacity.cap_s=200")
+    scene.training.faults[7] = once(lambda t: t.fail("OSError: [Errno 28] No space left on device"))
+    assert scene.supervise().state == "finished"
+    assert max(gaps(scene)) > 100
+    assert not scene.noted("hang")
 
 
 def test_agents_meet_anew_when_the_node_that_they_met_on_is_given_up() -> None:

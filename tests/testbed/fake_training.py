@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Node, Unreachable
+from cluster import ClusterError, Command, Hardware, Node, Offer, Unreachable
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -42,6 +42,7 @@ class FakeProcess:
         self.cluster, self.node, self.command = cluster, node, command
         self.pid, self.code = next(PIDS), None if command.name in ("agent", "rendezvous") else 0
         self.started: float = 0.0
+        self.asked = False  # to leave at the next step boundary
 
     def poll(self) -> int | None:
         return self.code
@@ -50,7 +51,9 @@ class FakeProcess:
         return self.code
 
     def terminate(self) -> None:
-        if not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
+        if self.cluster.gentle and self.command.name == "agent":
+            self.asked = True
+        elif not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
 
     def kill(self) -> None:
@@ -70,6 +73,7 @@ class FakeCluster:
         self.hosts = [f"host{i}" for i in range(hosts)]
         self.down: set[str] = set()
         self.quiet: set[str] = set()  # their programs go on, but they do not answer
+        self.gentle = False  # agents that are told to end take a last snapshot first
         self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
@@ -136,6 +140,46 @@ class FakeCluster:
     def _reach(self, node: Node) -> None:
         if node.name in self.down | self.quiet or self.cut_off:
             raise Unreachable(f"{node.name} cannot be reached")
+
+
+class RentingCluster(FakeCluster):
+    """Machines of two kinds for rent. While `none` names a kind, that is not to be had."""
+
+    def __init__(self, clock: FakeClock, hosts: int) -> None:
+        super().__init__(clock, hosts)
+        self.none: set[str] = set()
+        self.rented: list[tuple[float, str]] = []  # when, and which kind
+        self._spot, self._held = True, ""
+
+    def prefer(self, run: str, *, spot: bool) -> None:
+        self._spot = spot
+
+    def holds_spot(self, run: str) -> bool | None:
+        return self._held == "spot" if self._held else None
+
+    def offers(self, count: int) -> list[Offer]:
+        return []
+
+    def give_back(self, run: str) -> None:
+        self._held = ""
+
+    def renew(self, node: Node) -> Node:
+        self.make_ready(node)
+        return node
+
+    def make_ready(self, node: Node) -> None:
+        kind = "spot" if self._spot else "on-demand"
+        if not self._held:
+            if kind in self.none:
+                raise ClusterError(f"no {kind} machines")
+            self._held = kind
+            self.rented.append((self.clock.now(), kind))
+
+    def take_away(self) -> None:
+        """Everything that is rented is lost."""
+        self._held = ""
+        for process in self.processes:
+            process.end(-signal.SIGKILL)
 
 
 class FakeTraining:
@@ -237,8 +281,17 @@ class FakeTraining:
             self._runs.write("result.json", Result(step=self.step, weights="", last={}, best={}, bad_images=0))
             for agent in self._members:
                 agent.end(0)
+        elif any(agent.asked for agent in self._members):
+            self._leave()
         elif fault := self.faults.get(self.step):
             fault(self)
+
+    def _leave(self) -> None:
+        assert self.step is not None
+        self.committed = self.step
+        self._event("snapshot", step=self.step, bytes_new=0)
+        for agent in self._members:
+            agent.end(75)
 
     def _event(self, kind: str, **fields: object) -> None:
         line = json.dumps({"event": kind, "time": self._cluster.clock.time(), **fields})
