@@ -1,7 +1,7 @@
 """Manifests: what a snapshot consists of. The existence of a manifest in the store is the commit.
 
 State is laid out as a few *groups* (frozen weights, trained weights, optimizer, moving average): each a run of bytes
-cut into chunks of a fixed size, stored under the SHA-256 of their contents. The layout depends on the recipe alone,
+cut into chunks of a fixed size, stored under the digest of their contents. The layout depends on the recipe alone,
 never on the world size, so chunks are shared between snapshots, world sizes and runs.
 """
 
@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from blake3 import blake3
 
 from fgtrain.errors import Corrupt
 from fgtrain.sealed import seal, unseal
 
-FORMAT = 1
+FORMAT = 2
 
 
 class TensorSpan(msgspec.Struct, frozen=True):
@@ -87,6 +88,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def manifest_name(step: int, attempt: int) -> str:
     """Return the name of a manifest; names sort by step, then attempt."""
     return f"{step:010d}-{attempt:05d}"
+
+
+def chunk_digest(data: bytes | memoryview) -> str:
+    """Return the name of contents: their BLAKE3 digest, in lower-case hex (docs/decisions/016)."""
+    return blake3(data).hexdigest()
 
 
 def chunk_key(digest: str) -> str:

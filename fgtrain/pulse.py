@@ -172,8 +172,7 @@ def _map(path: Path, at_least: int) -> mmap.mmap:
     """Map a file that is made as long as needed; other ranks of the node map it too."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if os.fstat(fd).st_size < at_least:
-            os.ftruncate(fd, at_least)
+        os.posix_fallocate(fd, 0, at_least)  # never shrinks it: another rank may be making it longer right now
         return mmap.mmap(fd, os.fstat(fd).st_size)
     finally:
         os.close(fd)

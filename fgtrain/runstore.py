@@ -18,14 +18,13 @@ runs/<run>/errors/<attempt>-<rank>.json  why a worker gave up
 runs/<run>/notices/<node>-<ms>-<hash>    what a node was told of its end (`fgtrain.notice.NoticeRecord`)
 runs/<run>/logs/<stream>/<offset>        a stretch of what a rank, or a node's agent, wrote (`fgtrain.logs`)
 runs/<run>/...                           what is left for the user: metrics.jsonl, weights.safetensors, tensorboard/
-chunks/<hh>/<sha256>                     contents, shared by all runs of the store
-trash/<hh>/<sha256>                      contents that a collection is about to delete
+chunks/<hh>/<digest>                     contents, shared by all runs of the store
+trash/<hh>/<digest>                      contents that a collection is about to delete
 housekeeping/<id>                        someone prunes or collects
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 import secrets
@@ -250,7 +249,7 @@ class RunStore:
 
     def put_chunk(self, data: bytes | memoryview) -> str:
         """Store contents and return their digest."""
-        digest = hashlib.sha256(data).hexdigest()
+        digest = manifests.chunk_digest(data)
         self.store.put(manifests.chunk_key(digest), data)
         return digest
 
@@ -261,7 +260,7 @@ class RunStore:
             Corrupt: missing, truncated or altered.
         """
         data = self._found(digest, self.store.get)
-        if hashlib.sha256(data).hexdigest() != digest:
+        if manifests.chunk_digest(data) != digest:
             raise Corrupt(f"chunk {digest[:12]} is not what was written")
         return data
 
@@ -274,7 +273,7 @@ class RunStore:
         found = self._found(digest, lambda key: stores.fetch(self.store, key, into))
         if found != len(into):
             raise Corrupt(f"chunk {digest[:12]} has {found} bytes, not {len(into)}")
-        if hashlib.sha256(into).hexdigest() != digest:
+        if manifests.chunk_digest(into) != digest:
             raise Corrupt(f"chunk {digest[:12]} is not what was written")
 
     def check_size(self, digest: str, bytes_: int) -> None:

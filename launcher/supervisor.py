@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -84,7 +84,7 @@ class Supervisor:
         """Run to the end. Nothing that was started is left running, unless another supervisor has taken it over."""
         with self._interrupts:
             try:
-                outcome = self._begin() or self._watch()
+                outcome = self._settle(self._begin() or self._watch())
                 if not self._fenced:
                     self._fleet.stop(self._grace_s if outcome.exit_code == EXIT_INTERRUPTED else self._last_s)
                     self._pass_on_events()
@@ -175,8 +175,6 @@ class Supervisor:
         while True:
             self._pass_on_events()
             outcome = self._look() or self._look_at_agents() or self._decide()
-            if outcome and outcome.state == "failed" and self._post and self._post.successor():
-                return self._give_way()  # it failed because another goes on with it
             if outcome:
                 return outcome
             self._start_due()
@@ -213,6 +211,17 @@ class Supervisor:
         for failure in self._news.read("errors", Failure):
             self._hear(failure)
         return None
+
+    def _settle(self, outcome: Outcome) -> Outcome:
+        """Judge a failure again: another supervisor may go on with the run, or have come to its end beside this one."""
+        if outcome.state != "failed":
+            return outcome
+        with suppress(StoreError):
+            if self._post and self._post.successor():
+                return self._give_way()
+            if self._finished() and (verdict := self._verdict()).state == "finished":
+                return verdict
+        return outcome
 
     def _give_way(self) -> Outcome:
         self._fenced = True

@@ -297,6 +297,7 @@ class Saver:
                 self._arena.uploading.discard(slot)
                 self._fates[report.step] = report
                 self._heard.append(report)
+                self._uploads.ensure(self._base)  # if it died: rank 0 must hear that this share will not come
             case Listening(port=port):
                 self._port = port
             case Copied(slot=slot):

@@ -7,7 +7,6 @@ writer that dies or fails at any point leaves the store as good as before.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mmap
 import time
@@ -134,7 +133,7 @@ class Uploader:
         header, group, number, data = what
         digest = self._frozen.get(number) if group == "frozen" else None
         if digest is None:
-            digest = hashlib.sha256(data).hexdigest()
+            digest = manifests.chunk_digest(data)
             if group == "frozen":
                 self._frozen[number] = digest
         known = self._known(digest, len(data))

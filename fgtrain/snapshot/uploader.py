@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
     chunks of another run's manifest that this run refers to. `memory` is the node's folder for copies of other nodes'
     shares, `host` this node's address, `port` where copies are expected (0: anywhere),
-    `token` the job's secret ("": no copies are taken in).
+    `token` the job's secret ("": no copies are taken in). `abandoned`: the steps whose shares died with the uploader
+    before.
     """
 
     store: str
@@ -62,6 +64,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     port: int = 0
     inherited: tuple[str, ...] = ()
+    abandoned: tuple[int, ...] = ()
 
 
 def main() -> None:
@@ -79,6 +82,7 @@ def main() -> None:
     service = Service(lambda: make_uploader(start), start.rank)
     if receiver:
         service.say(Listening(receiver.port))
+    service.abandon(start.abandoned, "its uploader process died")
     service.serve()
     if receiver:
         receiver.close()
@@ -127,6 +131,15 @@ class Service:
                     self.say(Copied(order.step, order.slot, self._copy(order)))
                 case order:
                     self._answer(order)
+
+    def abandon(self, steps: tuple[int, ...], reason: str) -> None:
+        """Tell the committing rank not to wait for shares that nobody has any more; its own are known to it."""
+        if not steps or self._rank == 0:
+            return
+        with suppress(FglaunchError):  # the store is away, or the last manifest unreadable: the next order tells
+            self._uploader = self._make()
+            for step in steps:
+                self._uploader.give_up(step, reason)
 
     def _copy(self, order: Copy) -> str:
         """Send a share to the peer; returns what went wrong."""

@@ -37,9 +37,15 @@ class Uploads:
     def __init__(self, start: Start) -> None:
         """Start one with `start`, from the main thread: the kernel ends it with the thread that starts it."""
         self._start = start
+        self._swap = threading.Lock()  # held while an uploader is replaced, and while it gets orders
         self._peer: Peer | None = None
         self._reports: SimpleQueue[Report] = SimpleQueue()
         self._process = _Process(start, self._reports)
+
+    @property
+    def pid(self) -> int:
+        """The uploader's process ID."""
+        return self._process.pid
 
     def ensure(self, base: str | None) -> None:
         """Replace an uploader that has died; from the main thread.
@@ -51,8 +57,10 @@ class Uploads:
             return
         # What it had found out has died with it; other ranks expect the next one at the same port.
         port = self._process.port
-        self._start = msgspec.structs.replace(self._start, last=base, verified=False, port=port)
-        self._process = _Process(self._start, self._reports)
+        with self._swap:
+            lost = tuple(self._process.lost)
+            self._start = msgspec.structs.replace(self._start, last=base, verified=False, port=port, abandoned=lost)
+            self._process = _Process(self._start, self._reports)
         if self._peer:
             self._process.tell(Meet(self._peer))
 
@@ -63,7 +71,9 @@ class Uploads:
 
     def order(self, what: Persist | Abandon | Copy) -> None:
         """Give an order; from any thread."""
-        if not self._process.order(what):
+        with self._swap:
+            taken = self._process.order(what)
+        if not taken:
             self.answer(_died(what))
 
     def answer(self, report: Report) -> None:
@@ -97,7 +107,9 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        self.pid = self._process.pid
         self.dead = False
+        self.lost: list[int] = []  # steps whose shares it never stored; complete once it is dead
         self.port = start.port
         self._lock = threading.Lock()
         self._open: dict[int, Persist | Abandon] = {}  # by step
@@ -118,6 +130,7 @@ class _Process:
         with self._lock:
             self.dead = True
             self._let_go()
+            self.lost += self._open
             for order in [*self._open.values(), *self._copies.values()]:
                 self._reports.put(_died(order))
 
@@ -141,6 +154,7 @@ class _Process:
         """Pass an order on; False if nobody is there to take it."""
         with self._lock:
             if self.dead:
+                self.lost += [] if isinstance(what, Copy) else [what.step]
                 return False
             if isinstance(what, Copy):
                 self._copies[what.step] = what

@@ -201,9 +201,10 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder)) from error
+        folder.mkdir()
+    except FileExistsError as error:  # as a file; or by another writer, and a deleter may have taken it away again
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder)) from error
     _sync(folder.parent)
 
 

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
-import threading
 import time
 import uuid
 import zlib
@@ -36,13 +34,12 @@ from fgtrain.stores import Abilities, Entry, probe, valid_key
 
 try:
     import aiohttp
-    import botocore.session
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
     from botocore.exceptions import ConnectionError as NoConnection
     from fsspec.asyn import sync
     from s3fs import S3FileSystem
-    from urllib3.exceptions import HTTPError
+
+    from fgtrain.stores.s3_bulk import BodyBroken, Bulk, client_config
 except ImportError as missing:
     raise UserError(f"store s3://: {missing}; install the extra: pip install 'fglaunch[s3]'") from missing
 
@@ -51,9 +48,6 @@ PARTS_ABOVE = 64 * MIB
 PART_BYTES = 16 * MIB
 PARTS_LIMIT = 10_000
 PARTS_AT_ONCE = 4
-CONNECT_S = 5
-READ_S = 30
-CONNECTIONS = 32
 LABEL = "fglaunch-create"
 # Tries of what the client does not try again by itself: a body that breaks off, a create that meets another.
 ATTEMPTS = 3
@@ -86,13 +80,14 @@ class S3Store:
         self._endpoint = endpoint
         # By process: a child must not use its parent's connection, nor free it (its thread is not there).
         self._connections: dict[int, Any] = {}
-        self._readers: dict[int, Any] = {}
-        self._making = threading.Lock()
+        self._bulk = Bulk(bucket, endpoint)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """See `Store.put`."""
         view = memoryview(data).cast("B")
         if len(view) <= PARTS_ABOVE:
+            if self._bulk.put(self._object(key)["Key"], view):
+                return
             self._call("put_object", key, Body=_body(data), ChecksumCRC32=_crc32(view))
             return
         target = self._object(key)
@@ -157,24 +152,15 @@ class S3Store:
         return data if ranged else data[start:end]  # some vendors ignore a range
 
     def fetch(self, key: str, into: memoryview) -> int:
-        """See `Fetcher.fetch`.
-
-        Through botocore itself, which s3fs stands on: it reads from the socket into `into`, at half of the processor
-        time (docs/decisions/006).
-        """
+        """See `Fetcher.fetch`."""
         reason: BaseException | None = None
         for attempt in range(ATTEMPTS):
             try:
-                answer = self._reader().get_object(**self._object(key))
+                return self._bulk.fetch(self._object(key), into)
+            except BodyBroken as error:
+                reason = error.__cause__
             except FAULTS as error:
                 self._raise(error, key)
-            size = int(answer["ContentLength"])
-            with contextlib.closing(answer["Body"]) as body:
-                try:
-                    if size != len(into) or _read_into(body, into):
-                        return size
-                except (OSError, BotoCoreError, HTTPError) as error:
-                    reason = error
             time.sleep(PAUSE_S * 2**attempt)
         raise StoreUnavailable(f"store {self.url}: {key} breaks off in mid-read ({reason!r})") from reason
 
@@ -231,16 +217,6 @@ class S3Store:
             self._connections.setdefault(process, _connect(self._endpoint))
         return self._connections[process]
 
-    def _reader(self) -> Any:
-        """Return the plain client of this process."""
-        process = os.getpid()
-        with self._making:
-            if process not in self._readers:
-                self._readers[process] = botocore.session.Session().create_client(
-                    "s3", endpoint_url=self._endpoint, config=Config(**_config(self._endpoint))
-                )
-            return self._readers[process]
-
     def _call(self, operation: str, key: str | None, **request: Any) -> dict[str, Any]:
         """Send one request, again if it fails in passing, and map what goes wrong."""
         target = {"Bucket": self._bucket} if key is None else self._object(key)
@@ -257,7 +233,7 @@ class S3Store:
                 connection = self._connection()
                 answer: tuple[bytes, bool] = sync(connection.loop, _get, connection, request)
                 return answer
-            except _BodyBroken as error:
+            except BodyBroken as error:
                 reason = error.__cause__
             except FAULTS as error:
                 if _status(error) == 416:  # starts at or beyond the end
@@ -277,17 +253,13 @@ class S3Store:
         raise StoreUnavailable(f"store {self.url} at {where}: {_remedy(error)}") from error
 
 
-class _BodyBroken(Exception):
-    """The answer began well, and its body then broke off or did not match its checksum."""
-
-
 async def _get(connection: Any, request: dict[str, Any]) -> tuple[bytes, bool]:
     answer = await connection._call_s3("get_object", **request)
     try:
         async with answer["Body"] as body:
             data: bytes = await body.read()
     except FAULTS as error:
-        raise _BodyBroken from error
+        raise BodyBroken from error
     return data, "ContentRange" in answer
 
 
@@ -317,41 +289,13 @@ async def _put_in_parts(connection: Any, target: dict[str, Any], data: memoryvie
         raise
 
 
-def _config(endpoint: str | None) -> dict[str, Any]:
-    """What both clients are set to."""
-    profile = botocore.session.Session().get_scoped_config().get("s3", {})
-    style = profile.get("addressing_style", "path" if endpoint else "auto")
-    return {
-        "connect_timeout": CONNECT_S,
-        "read_timeout": READ_S,
-        "retries": {"mode": "standard"},
-        "max_pool_connections": CONNECTIONS,
-        "s3": {"addressing_style": style},
-        # A checksum goes in a header, which every vendor takes or ignores; in a trailer, many refuse it.
-        "request_checksum_calculation": "when_required",
-        # Asked for with whole objects only: to a range, some vendors add the checksum of the whole.
-        "response_checksum_validation": "when_required",
-    }
-
-
 def _connect(endpoint: str | None) -> Any:
     """An s3fs file system that caches nothing and leaves retries to botocore, which counts them."""
     connection = S3FileSystem(
-        endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True, config_kwargs=_config(endpoint)
+        endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True, config_kwargs=client_config(endpoint)
     )
     connection.retries = 1
     return connection
-
-
-def _read_into(body: Any, into: memoryview) -> bool:
-    """Fill memory from an answer's body; False if the body ends early."""
-    done = 0
-    while done < len(into):
-        read = body.readinto(into[done:])
-        if not read:
-            return False
-        done += read
-    return True
 
 
 def _body(data: bytes | memoryview) -> bytes:

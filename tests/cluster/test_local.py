@@ -32,7 +32,7 @@ class TestLocalCluster(RealClusterContract):
 
     def test_program_is_told_who_started_it(self, cluster: LocalCluster, node: Node, start: Starter) -> None:
         process = start(f"import os; print(os.environ['{STARTER}'], os.getppid())")
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
         assert cluster.read(node, "program.log", 0).split() == [str(os.getpid()).encode()] * 2
 
 

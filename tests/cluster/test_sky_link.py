@@ -49,7 +49,7 @@ def test_threads_take_turns(driver: Driver) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(240)
     assert sorted(x for _, x, _ in said) == list(range(8))  # type: ignore[type-var]
 
 

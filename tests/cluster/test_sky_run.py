@@ -43,6 +43,7 @@ def test_dry_run_shows_what_is_on_offer(runs: Runs) -> None:
     assert offers == ["3.00 $/h: 2 x folder (spot) in Fake/here", "5.00 $/h: 2 x folder (spot) in Fake/there"]
 
 
+@pytest.mark.chaos
 @pytest.mark.train
 def test_run_goes_on_after_its_machines_were_lost(bed: Bed, runs: Runs) -> None:
     with runs.start(NAME, *RECIPE, "--name", NAME) as run:

@@ -50,7 +50,7 @@ class TestSlurmCluster(ClusterContract):
         self, cluster: SlurmCluster, node: Node, start: Starter
     ) -> None:
         process = start("import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['SLURMD_NODENAME'])")
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
         assert cluster.read(node, "program.log", 0).split() == [b"0,1,2,3", node.name.encode()]
         assert [h.cores for h in cluster.hardware([node])] == [8]
 
@@ -64,19 +64,19 @@ class TestSlurmCluster(ClusterContract):
         program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import signal; signal.pause()'])"
         doomed, other = start(program), start("import signal; signal.pause()")
         children = Path(f"/proc/{doomed.pid}/task/{doomed.pid}/children")
-        child = wait_for(lambda: children.read_text().split(), "the program has a child", 30)[0]
+        child = wait_for(lambda: children.read_text().split(), "the program has a child", 240)[0]
         doomed.kill()
         assert doomed.poll() == -signal.SIGKILL
-        wait_for(lambda: not Path(f"/proc/{child}").exists(), "the child is gone", 30)
+        wait_for(lambda: not Path(f"/proc/{child}").exists(), "the child is gone", 240)
         assert other.poll() is None
-        wait_for(lambda: len(slurm.steps(job)) == 1, "the step is gone", 30)
+        wait_for(lambda: len(slurm.steps(job)) == 1, "the step is gone", 240)
 
     def test_step_that_somebody_else_cancels_is_seen_to_end(
         self, start: Starter, slurm: testbed.SlurmCluster, job: str
     ) -> None:
         process = start("import signal; signal.pause()")
         slurm.call("scancel", slurm.steps(job)[0].split()[0], check=False)
-        assert wait_for(lambda: process.poll(), "the step ends", 30) in (-signal.SIGTERM, -signal.SIGKILL)
+        assert wait_for(lambda: process.poll(), "the step ends", 240) in (-signal.SIGTERM, -signal.SIGKILL)
 
     def test_folder_that_is_not_shared_is_told(self, cluster: SlurmCluster, node: Node, tmp_path: Path) -> None:
         hidden = node._replace(project=str(tmp_path / "only-here"))
@@ -99,7 +99,7 @@ def test_job_is_queued_looked_at_and_cancelled(tmp_path: Path, slurm: testbed.Sl
     assert state.waits
     assert state.text.startswith("PENDING")
     queue.cancel(job)
-    assert wait_for(lambda: queue.look(job) is None, "the job is over", 30)
+    assert wait_for(lambda: queue.look(job) is None, "the job is over", 240)
     assert queue.look("999999") is None
     queue.cancel(job)
 
@@ -139,7 +139,7 @@ def test_job_asks_for_another_allocation(
     queue = open_queue({"at_limit": at_limit, "gres": ""}, Path("/"), tmp_path)
     root = str(Path(testbed.__file__).parents[2])
     job = queue.submit(Request("run", 1, 1, ("-c", _ASKS_ONCE, root, str(tmp_path / "mark"), at_limit)))
-    wait_for((tmp_path / "second").exists, "the second job runs", 60)
+    wait_for((tmp_path / "second").exists, "the second job runs", 240)
     successor = (tmp_path / "second").read_text()
     assert (successor == job) is same
-    wait_for(lambda: not slurm.state(successor), "it ends", 30)
+    wait_for(lambda: not slurm.state(successor), "it ends", 240)

@@ -48,8 +48,8 @@ def lost(run: LiveRun) -> int:
 
 
 def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
-    wait_for(lambda: not slurm.state(job), "the job is over", 60)
-    wait_for(lambda: not runs.processes(), "every process of the run is gone", 30)
+    wait_for(lambda: not slurm.state(job), "the job is over", 240)
+    wait_for(lambda: not runs.processes(), "every process of the run is gone", 240)
 
 
 def test_job_told_that_its_time_is_over_is_gone_on_with(runs: Runs, slurm: SlurmCluster) -> None:
@@ -128,7 +128,7 @@ def test_run_that_waits_in_the_queue_is_called_off(runs: Runs, slurm: SlurmClust
     assert f"patient has job {job} of late, PENDING" in again.stderr
     assert runs.call("stop", "patient").returncode == 0
     assert row(runs, "patient")["state"] == "stopped"
-    wait_for(lambda: not slurm.state(job), "the job is gone", 30)
+    wait_for(lambda: not slurm.state(job), "the job is gone", 240)
 
 
 def test_dry_run_prints_the_script_and_leaves_no_trace(runs: Runs, slurm: SlurmCluster) -> None:

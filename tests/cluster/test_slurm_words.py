@@ -163,7 +163,7 @@ class TestStepScript:
         argv = words.step_argv("17", node, Command("program", program, {}))
         shell = argv[argv.index("/bin/sh") :]
         env = {"SLURM_STEP_ID": "3", "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=240, check=False)
         return done, tmp_path / "program.log"
 
     def test_program_is_announced_and_its_output_logged(self, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class TestSshCluster(RealClusterContract):
     ) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         process = start(f"import os; print(len(os.environ['AWS_SECRET_ACCESS_KEY']), flush=True); {PAUSE}")
-        wait_for(lambda: cluster.read(node, "program.log", 0) == b"11\n", "the program has the secret", 30)
+        wait_for(lambda: cluster.read(node, "program.log", 0) == b"11\n", "the program has the secret", 240)
         lines = [line for line in map(command_line, Path("/proc").glob("[0-9]*")) if line]
         assert any(b"# fglaunch" in line for line in lines)
         assert not any(b"very-secret" in line for line in lines)
@@ -78,13 +78,13 @@ def test_program_outlives_the_connection_and_nothing_else_does(server: Sshd, pro
     keeper = parent(process.pid)
     assert set(at_home(server)) > {process.pid, keeper}
     close_links()
-    wait_for(lambda: set(at_home(server)) == {process.pid, keeper}, "what served the connection is gone", 10)
+    wait_for(lambda: set(at_home(server)) == {process.pid, keeper}, "what served the connection is gone", 240)
     later = connect(server, project).find(node, "agent")
     assert later is not None
     assert later.pid == process.pid
     later.kill()
     close_links()
-    wait_for(lambda: not at_home(server), "nothing is left", 10)
+    wait_for(lambda: not at_home(server), "nothing is left", 240)
 
 
 def test_lost_connection_is_no_dead_program(server: Sshd, project: Path) -> None:
@@ -94,12 +94,12 @@ def test_lost_connection_is_no_dead_program(server: Sshd, project: Path) -> None
     process = cluster.start(node, Command("agent", (sys.executable, "-c", PAUSE), {}))
     server.stop()
     try:
-        wait_for(lambda: cluster.silence_s(node) > 0, "the node falls silent", 10)
+        wait_for(lambda: cluster.silence_s(node) > 0, "the node falls silent", 240)
         assert process.poll() is None
         assert cluster.read(node, "agent.log", 0) == b""
     finally:
         server.start()
-    wait_for(lambda: cluster.silence_s(node) == 0, "the node is heard of again", 30)
+    wait_for(lambda: cluster.silence_s(node) == 0, "the node is heard of again", 240)
     assert lives(process.pid)
     process.kill()
     assert process.poll() == -9
@@ -114,11 +114,11 @@ def test_status_of_what_ended_while_nobody_was_connected_is_known(server: Sshd, 
     process = cluster.start(node, Command("agent", (sys.executable, "-c", script), {}))
     close_links()
     flag.touch()
-    wait_for(lambda: not lives(process.pid), "the program ends", 10)
+    wait_for(lambda: not lives(process.pid), "the program ends", 240)
     later = connect(server, project)
     assert later.find(node, "agent") is None
     process._link = later._to(node)
-    assert process.wait(10) == 7
+    assert process.wait(240) == 7
 
 
 def test_program_whose_keeper_was_killed_too_counts_as_killed(server: Sshd, project: Path) -> None:
@@ -129,7 +129,7 @@ def test_program_whose_keeper_was_killed_too_counts_as_killed(server: Sshd, proj
     os.kill(parent(process.pid), 9)
     assert process.poll() is None
     os.kill(process.pid, 9)
-    assert process.wait(10) == -9
+    assert process.wait(240) == -9
 
 
 def test_code_is_sent_once_and_a_change_alone_after_that(
@@ -172,7 +172,7 @@ def test_program_that_runs_keeps_the_code_it_began_with(server: Sshd, project: P
     node = cluster.nodes("keeps", 1)[0]
     cluster.make_ready(node)
     script = "import os, fgtrain; print(os.getcwd(), fgtrain.__file__)"
-    assert cluster.start(node, Command("agent", (sys.executable, "-c", script), {})).wait(30) == 0
+    assert cluster.start(node, Command("agent", (sys.executable, "-c", script), {})).wait(240) == 0
     where, module = cluster.read(node, "agent.log", 0).decode().split()
     assert Path(where) == Path(node.project).resolve()
     assert where != node.project
@@ -186,7 +186,7 @@ def test_shared_folders_are_used_as_they_are(server: Sshd, project: Path, capsys
     assert node.project == str(project)
     assert capsys.readouterr().err == ""
     script = "import os; print(os.getcwd(), os.environ.get('PYTHONPATH'))"
-    assert cluster.start(node, Command("agent", (sys.executable, "-c", script), {})).wait(30) == 0
+    assert cluster.start(node, Command("agent", (sys.executable, "-c", script), {})).wait(240) == 0
     assert cluster.read(node, "agent.log", 0).decode().split() == [str(project), "None"]
 
 
@@ -275,7 +275,7 @@ def test_environment_is_made_from_the_lock_once_for_all_nodes(
     assert said.count(" made in ") == 1
     for node in nodes:
         script = "import sys, tiny; print(tiny.WHO, sys.prefix)"
-        assert cluster.start(node, Command("agent", (node.python, "-c", script), {})).wait(30) == 0
+        assert cluster.start(node, Command("agent", (node.python, "-c", script), {})).wait(240) == 0
         assert cluster.read(node, "agent.log", 0).decode().split() == ["tiny", f"{node.folder}/env"]
 
 

@@ -38,7 +38,7 @@ def test_program_begins_in_a_login_shell(shell: str) -> None:
     source = program()
     asked = json.dumps({"id": 1, "do": "hello", "body": 0}).encode() + b"\n"
     argv = [shell, "-c", bootstrap(sys.executable, len(source))]
-    done = subprocess.run(argv, input=source + asked, capture_output=True, check=True, timeout=60)
+    done = subprocess.run(argv, input=source + asked, capture_output=True, check=True, timeout=240)
     assert done.stdout.startswith(_host.READY)
     assert json.loads(done.stdout.splitlines()[-1])["value"]["cores"] >= 1
 

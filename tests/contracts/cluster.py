@@ -75,12 +75,12 @@ class ClusterContract:
         assert cluster.silence_s(node) == 0
 
     def test_program_has_its_environment_and_log(self, cluster: Cluster, node: Node, start: Starter) -> None:
-        assert start("given", GIVEN="a b").wait(30) == 0
+        assert start("given", GIVEN="a b").wait(240) == 0
         assert cluster.read(node, "program.log", 0) == b"a b\n"
 
     def test_output_is_appended_and_read_from_any_offset(self, cluster: Cluster, node: Node, start: Starter) -> None:
         for text in ("one", "two"):
-            assert start(text).wait(30) == 0
+            assert start(text).wait(240) == 0
         assert cluster.read(node, "program.log", 0) == b"one\ntwo\n"
         assert cluster.read(node, "program.log", 4) == b"two\n"
         assert cluster.read(node, "program.log", 99) == b""
@@ -90,7 +90,7 @@ class ClusterContract:
 
     def test_exit_status_is_told(self, start: Starter) -> None:
         process = start("exit 7")
-        assert process.wait(30) == 7
+        assert process.wait(240) == 7
         assert process.poll() == 7
 
     def test_end_is_not_waited_for_longer_than_asked(self, start: Starter) -> None:
@@ -100,9 +100,9 @@ class ClusterContract:
 
     def test_terminated_program_may_finish_its_work(self, cluster: Cluster, node: Node, start: Starter) -> None:
         process = start("tidy")
-        wait_for(lambda: cluster.read(node, "program.log", 0), "the program is ready", 30)
+        wait_for(lambda: cluster.read(node, "program.log", 0), "the program is ready", 240)
         process.terminate()
-        assert process.wait(30) == 3
+        assert process.wait(240) == 3
         assert cluster.read(node, "program.log", 0) == b"ready\ntidy\n"
 
     def test_killed_program_ends_by_a_signal(self, start: Starter) -> None:
@@ -112,7 +112,7 @@ class ClusterContract:
 
     def test_signals_to_what_has_ended_are_no_error(self, start: Starter) -> None:
         process = start("one")
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
         process.terminate()
         process.kill()
         assert process.poll() == 0
@@ -123,7 +123,7 @@ class ClusterContract:
 
     def test_what_runs_is_found_by_its_name_where_it_lasts(self, cluster: Cluster, node: Node, start: Starter) -> None:
         assert cluster.find(node, "program") is None
-        assert start("one").wait(30) == 0
+        assert start("one").wait(240) == 0
         assert cluster.find(node, "program") is None
         first, newest = start("pause"), start("pause")
         found = cluster.find(node, "program")
@@ -134,7 +134,7 @@ class ClusterContract:
         assert found is not None
         assert found.pid == newest.pid
         found.kill()
-        assert newest.wait(30) == -signal.SIGKILL
+        assert newest.wait(240) == -signal.SIGKILL
         left = cluster.find(node, "program")
         assert left is not None
         assert left.pid == first.pid
@@ -144,7 +144,7 @@ class RealClusterContract(ClusterContract):
     """What clusters of real processes do as well."""
 
     def test_program_runs_in_the_project(self, cluster: Cluster, node: Node, start: Starter) -> None:
-        assert start("import os; print(os.getcwd())").wait(30) == 0
+        assert start("import os; print(os.getcwd())").wait(240) == 0
         assert cluster.read(node, "program.log", 0).strip() == os.fsencode(os.path.realpath(node.project))
 
     def test_kill_takes_what_left_the_group_and_no_bystander(
@@ -154,11 +154,11 @@ class RealClusterContract(ClusterContract):
         argv = [node.python, "-c", f"print('child', flush=True); {PAUSE}"]
         process = start(f"import subprocess; subprocess.Popen({argv!r}, start_new_session=True).wait()")
         bystander = start(PAUSE)
-        wait_for(lambda: b"child" in cluster.read(node, "program.log", 0), "the child is there", 30)
+        wait_for(lambda: b"child" in cluster.read(node, "program.log", 0), "the child is there", 240)
         family = [process.pid, *(c.pid for c in psutil.Process(process.pid).children(recursive=True))]
         assert len(family) == 2
         process.kill()
-        wait_for(lambda: not any(lives(pid) for pid in family), "all are gone", 10)
+        wait_for(lambda: not any(lives(pid) for pid in family), "all are gone", 240)
         assert bystander.poll() is None
 
     def test_stopped_program_can_be_killed(self, start: Starter) -> None:

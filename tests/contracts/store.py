@@ -230,7 +230,7 @@ class StoreContract:
             line = threading.Barrier(RACERS)
 
             def compete(name: int, key: str = f"race/{race}", line: threading.Barrier = line) -> int | None:
-                line.wait(30)
+                line.wait(240)
                 try:
                     store.create(key, b"%03d" % name * 1000)
                 except KeyExists:
@@ -328,7 +328,7 @@ class SharedStoreContract(StoreContract):
             assert racer.stdin is not None
             racer.stdin.write("go\n")
             racer.stdin.flush()
-        won = [racer.communicate(timeout=60)[0].split() for racer in racers]
+        won = [racer.communicate(timeout=240)[0].split() for racer in racers]
         assert sorted(key for winner in won for key in winner) == sorted(names)
         for number, winner in enumerate(won):
             assert {store.get(key) for key in winner} <= {str(number).encode()}

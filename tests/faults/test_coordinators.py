@@ -221,7 +221,7 @@ def test_attempts_are_told_apart_where_conditions_are_ignored() -> None:
         line = threading.Barrier(4)
 
         def take(_: int, line: threading.Barrier = line) -> int:
-            line.wait(30)
+            line.wait(240)
             return RunStore(store, "r").take_attempt(0, 1).attempt
 
         with ThreadPoolExecutor(4) as pool:

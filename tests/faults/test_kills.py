@@ -37,7 +37,7 @@ def metrics(runs: Runs, name: str) -> list[int]:
 
 
 def assert_nothing_left(run: LiveRun) -> None:
-    wait_for(lambda: not run.all(), "every process of the run is gone", 10)
+    wait_for(lambda: not run.all(), "every process of the run is gone", 240)
 
 
 def test_killed_worker_and_killed_node_change_nothing(runs: Runs, undisturbed: str) -> None:

@@ -81,6 +81,7 @@ def test_interrupt_ends_everything_that_was_started_and_nothing_else(
     finishes(runs, "interrupted", "--nodes", "1", "--gpus", "3")
 
 
+@pytest.mark.chaos
 def test_killed_launcher_takes_everything_with_it(runs: Runs, bystander: subprocess.Popen[bytes]) -> None:
     with in_full_flow(runs, "killed") as run:
         os.kill(run.process.pid, signal.SIGKILL)

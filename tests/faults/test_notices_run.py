@@ -65,7 +65,7 @@ def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service:
         service.change("maintenance-event", "NONE")
         assert run.wait() == 0, run.output()
         (begins, last), said = steps_taken(run), run.output()
-        wait_for(lambda: not run.all(), "every process of the run is gone", 10)
+        wait_for(lambda: not run.all(), "every process of the run is gone", 240)
     told = records(runs, "noticed")
     heard = [(r.node, r.notice.source, r.notice.loss) for r in told]
     assert heard[:2] == [("node1", "gcp", False), ("node1", "gcp", True)]

@@ -12,7 +12,7 @@ import pytest
 from tests.testbed.toy.campaign import Campaign
 from tests.testbed.toy.runs import nursery
 
-CI_S = 60.0
+CI_S = 30.0
 CHAOS_KILLS, CHAOS_S = 320, 3600.0
 
 

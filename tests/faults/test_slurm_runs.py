@@ -56,8 +56,8 @@ def weights(runs: Runs, name: str) -> Any:
 
 
 def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
-    wait_for(lambda: not slurm.state(job), "the job is over", 60)
-    wait_for(lambda: not runs.processes(), "every process of the run is gone", 30)
+    wait_for(lambda: not slurm.state(job), "the job is over", 240)
+    wait_for(lambda: not runs.processes(), "every process of the run is gone", 240)
     assert not [f for f in (runs.folder / "memory").rglob("*") if f.is_file()]
 
 

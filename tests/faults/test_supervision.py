@@ -44,6 +44,7 @@ def pulse(runs: Runs, run: str, node: int) -> int:
     return int(wait_for(steps, f"node{node} takes steps"))
 
 
+@pytest.mark.chaos
 def test_stopped_worker_is_noticed_named_and_replaced(runs: Runs) -> None:
     runs.env["FGLAUNCH_COLD"] = "1"  # a warm process notices sooner that its child is stopped
     quick = ("--supervise", "watchdog.floor_s=8", "--supervise", "watchdog.factor=5")
@@ -68,7 +69,7 @@ def test_supervisor_that_finds_another_leaves_the_run_to_it(runs: Runs) -> None:
         assert earlier is not None
         assert earlier.pid == run.process.pid
         take_office(store, "local", earlier.world)
-        assert run.wait(60) == 3
+        assert run.wait(240) == 3
         assert run.all() == []
         last = run.output().splitlines()[-1]
         assert last.startswith("two: supervisor 2 on ")
@@ -80,7 +81,7 @@ def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:
     with runs.start("lost", *RECIPE, "--name", "lost") as run:
         run.wait_snapshot(10)
         os.kill(run.process.pid, signal.SIGKILL)
-        wait_for(lambda: runs.processes() == [], "agents and workers leave", 60)
+        wait_for(lambda: runs.processes() == [], "agents and workers leave", 240)
     done: list[subprocess.CompletedProcess[str]] = []
     threads = [threading.Thread(target=lambda: done.append(runs.call("resume", "lost"))) for _ in range(2)]
     for thread in threads:
@@ -88,6 +89,7 @@ def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:
     for thread in threads:
         thread.join(400)
     codes = sorted(d.returncode for d in done)
-    assert codes in ([0, 2], [0, 3]), [d.stderr for d in done]  # refused, since the other was there already; or fenced
+    # Refused, since the other was there already; fenced; or so late that the work was done.
+    assert codes in ([0, 2], [0, 3], [0, 0]), "\n----\n".join(d.stderr for d in done)
     assert runs.processes() == []
     assert runs.json("ps")[0]["state"] == "finished"

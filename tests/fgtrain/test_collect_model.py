@@ -56,7 +56,7 @@ class Saver:
 
     def _save(self, contents: list[bytes]) -> Iterator[None]:
         known = {*(self.last.chunks() if self.last else ()), *self.inherited}
-        digests = {manifests.hashlib.sha256(c).hexdigest(): c for c in contents}
+        digests = {manifests.chunk_digest(c): c for c in contents}
         for digest, data in digests.items():
             if digest not in known:
                 self.runs.store.put(chunk_key(digest), data)

@@ -241,7 +241,7 @@ def test_one_writer_may_have_two_saves_in_flight(store: MemoryStore) -> None:
 
     class Meeting(DefaultSavePlanner):
         def finish_plan(self, new_plan: Any) -> Any:
-            meet.wait(60)
+            meet.wait(240)
             return super().finish_plan(new_plan)
 
     writer = StoreWriter(store, "job")

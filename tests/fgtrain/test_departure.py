@@ -112,8 +112,8 @@ def test_attendant_passes_on_what_the_cloud_says_and_lets_azure_go_ahead(
         service.events = [{"EventId": "e", "EventType": "Preempt", "Resources": ["vm-1"], "NotBefore": ""}]
         departure = Departure(folder, "node0")
         with attended(str(tmp_path / "store"), "r", str(folder), "node0"):
-            wait_for(lambda: departure.flag.leaves, "the ranks are told", 60)
-            wait_for(lambda: runs(tmp_path).read_all("notices", NoticeRecord), "the store is told", 60)
+            wait_for(lambda: departure.flag.leaves, "the ranks are told", 240)
+            wait_for(lambda: runs(tmp_path).read_all("notices", NoticeRecord), "the store is told", 240)
             assert service.approved == []  # the node has not left yet
         assert service.approved == ["e"]
 
@@ -126,8 +126,8 @@ def test_killed_agents_attendant_ships_the_last_lines_and_ends(tmp_path: Path, f
         [attendant] = psutil.Process(agent.pid).children()
         agent.stdin.write(b"\n")
         agent.stdin.flush()
-        assert agent.wait(60) == -signal.SIGKILL
-        attendant.wait(60)
+        assert agent.wait(240) == -signal.SIGKILL
+        attendant.wait(240)
     assert stored(runs(tmp_path))["00001-00000"] == b"the last line"
 
 
@@ -149,7 +149,7 @@ def test_attendant_minds_no_signal_of_its_own(tmp_path: Path, folder: Path) -> N
     """A scheduler signals every process of a job; the log must still be shipped to the end."""
     with attended(str(tmp_path / "store"), "r", str(folder), "node0"):
         (folder / "logs" / "00001-00000.log").write_text("a")
-        wait_for(lambda: stored(runs(tmp_path)), "it is at work", 60)
+        wait_for(lambda: stored(runs(tmp_path)), "it is at work", 240)
         [attendant] = [p for p in psutil.Process().children() if "fgtrain.attendant" in p.cmdline()]
         for sig in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(attendant.pid, sig)

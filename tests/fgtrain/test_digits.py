@@ -71,6 +71,6 @@ def test_without_scikit_learn_the_extra_is_named() -> None:
     site = str(Path(msgspec.__file__).parents[1])
     ran = subprocess.run(
         [sys.executable, "-S", "-c", code, site],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2], env={}, timeout=60,
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2], env={}, timeout=240,
     )  # fmt: skip
     assert "fglaunch[train]" in ran.stdout

@@ -39,7 +39,7 @@ def test_store_outlives_sigterm_until_the_last_agent_has_gone() -> None:
             process.wait(1)
         assert agent.get("a") == b"1"
         del agent
-        wait_for(lambda: process.poll() is not None, "the store has gone", 30)
+        wait_for(lambda: process.poll() is not None, "the store has gone", 240)
         assert process.returncode == 0
     finally:
         process.kill()

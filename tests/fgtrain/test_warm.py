@@ -56,7 +56,7 @@ class Node:
     def end(self) -> None:
         for process in [self.warm, *self.clients]:
             process.kill()
-            process.wait(30)
+            process.wait(240)
 
 
 @pytest.fixture
@@ -82,35 +82,35 @@ def test_worker_and_client_share_their_fate(node: Node) -> None:
     assert os.getpgid(worker) == worker
 
     os.kill(worker, signal.SIGKILL)
-    assert client.wait(30) == -signal.SIGKILL, "the client ends as its worker did"
+    assert client.wait(240) == -signal.SIGKILL, "the client ends as its worker did"
 
     client, worker = node.start()
     client.kill()
-    wait_for(lambda: gone(worker), "the worker of a killed client is gone", 30)
+    wait_for(lambda: gone(worker), "the worker of a killed client is gone", 240)
 
     client, worker = node.start()
     client.send_signal(signal.SIGHUP)
-    assert client.wait(30) == -signal.SIGHUP, "signals are passed on"
+    assert client.wait(240) == -signal.SIGHUP, "signals are passed on"
     assert gone(worker)
 
     client, worker = node.start()
     client.send_signal(warm_client.OVER_SIGNAL)
-    assert client.wait(30) == warm_client.EXIT_OVER, "a worker whose round is over is no failure of its own"
+    assert client.wait(240) == warm_client.EXIT_OVER, "a worker whose round is over is no failure of its own"
     assert gone(worker)
 
     client, worker = node.start()
     os.kill(worker, signal.SIGSTOP)
-    assert client.wait(30) == -signal.SIGKILL, "a worker that stays stopped is killed"
+    assert client.wait(240) == -signal.SIGKILL, "a worker that stays stopped is killed"
 
     (one, first), (two, second) = node.start(), node.start()
     os.kill(first, signal.SIGKILL)
-    assert [one.wait(30), two.wait(30)] == [-signal.SIGKILL] * 2, "the others of its round are killed at once"
+    assert [one.wait(240), two.wait(240)] == [-signal.SIGKILL] * 2, "the others of its round are killed at once"
     assert gone(second)
 
     client, worker = node.start()
     node.warm.kill()
-    assert client.wait(30) == -signal.SIGKILL
-    wait_for(lambda: gone(worker), "the worker of a killed warm process is gone", 30)
+    assert client.wait(240) == -signal.SIGKILL
+    wait_for(lambda: gone(worker), "the worker of a killed warm process is gone", 240)
 
     client, worker = node.start()
     assert worker == client.pid, "without a warm process, the client becomes the worker"
@@ -122,5 +122,5 @@ def test_warm_process_that_has_threads_refuses_to_fork(tmp_path: Path) -> None:
     )
     env = os.environ | {SOCKET: f"test-{os.getpid()}-t", PRELOAD: "threaded", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     env.pop("FGLAUNCH_AGENT_PID", None)
-    done = subprocess.run([sys.executable, "-m", "fgtrain.warmup", "a", "b", "c"], env=env, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-m", "fgtrain.warmup", "a", "b", "c"], env=env, timeout=240, check=False)
     assert done.returncode == EXIT_UNFIT

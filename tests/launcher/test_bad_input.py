@@ -301,6 +301,6 @@ def test_run_that_waits_for_nothing_leaves_no_process(runs: Runs) -> None:
     """The helper above can see processes at all."""
     with subprocess.Popen(["sleep", "60"], env=runs.env) as sleeper:
         try:
-            wait_for(lambda: started(runs.folder), "the process is seen", 10)
+            wait_for(lambda: started(runs.folder), "the process is seen", 240)
         finally:
             sleeper.kill()

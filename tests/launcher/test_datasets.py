@@ -113,7 +113,7 @@ def test_a_call_killed_half_way_is_gone_on_with(tmp_path: Path) -> None:
     )
     with serve(Archive(big)) as archive:
         arguments = [str(len(big)), dataset.archive.sha256, str(tmp_path), archive.url]
-        killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, timeout=60)
+        killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, timeout=240)
         assert killed.returncode == -signal.SIGKILL
         have = (tmp_path / "birds.tgz.part").stat().st_size
         assert len(big) // 2 <= have < len(big)

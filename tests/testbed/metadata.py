@@ -158,4 +158,4 @@ def metadata_service() -> Iterator[Service]:
             yield service
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(240)

@@ -181,5 +181,5 @@ class LiveRun:
         for pid in [self.process.pid, *self.all()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(240)
         self._log.close()

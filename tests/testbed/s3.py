@@ -112,10 +112,10 @@ class S3Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.proc.pid, sig)
         try:
-            self.proc.wait(10)
+            self.proc.wait(240)
         except subprocess.TimeoutExpired:
             os.killpg(self.proc.pid, signal.SIGKILL)
-            self.proc.wait(10)
+            self.proc.wait(240)
 
     def restart(self) -> None:
         """Kill it, if it lives, and start it again on the same port and data."""

@@ -85,7 +85,7 @@ class SlurmCluster:
 
     def call(self, *argv: str, check: bool = True) -> str:
         """Run a client command and return what it printed."""
-        done = subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0 or not check, f"{' '.join(argv)}: {done.stderr}"
         return done.stdout.strip()
 
@@ -103,7 +103,7 @@ class SlurmCluster:
     def allocation(self, nodes: int) -> Iterator[str]:
         """Hold nodes in a job without a program; yields its number."""
         argv = ["salloc", "--no-shell", f"--nodes={nodes}", "--exclusive", f"--gres=gpu:{GPUS}"]
-        done = subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=240, check=True)
         job = done.stderr.split()[-1]
         try:
             yield job
@@ -175,7 +175,7 @@ class SlurmCluster:
         """Kill everything: the daemons, the jobs' keepers and their processes."""
         for daemon in reversed(self._daemons):
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(240)
         while pids := self.processes():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

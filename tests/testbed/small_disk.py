@@ -43,8 +43,8 @@ def small_disk(folder: Path, bytes_: int) -> Iterator[SmallDisk]:
         yield SmallDisk(folder)
     finally:
         # Lazily: what still has a file open there must not keep it in place.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=30)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=240)
 
 
 def _mount(*args: str) -> None:
-    subprocess.run(["mount", *args], check=True, capture_output=True, text=True, timeout=30)
+    subprocess.run(["mount", *args], check=True, capture_output=True, text=True, timeout=240)

@@ -120,7 +120,7 @@ class Sshd:
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.proc.wait(10)
+        self.proc.wait(240)
         self.proc = None
 
     def skip_unless_it_lets_us_in(self) -> None:

@@ -26,7 +26,7 @@ def test_hosts_are_apart_and_nothing_of_them_is_left() -> None:
         for node in nodes:
             cluster.make_ready(node)
             argv = (sys.executable, "-c", WHO.format("GLOO_SOCKET_IFNAME"))
-            assert cluster.start(node, Command("who", argv, {})).wait(60) == 0
+            assert cluster.start(node, Command("who", argv, {})).wait(240) == 0
             # The name resolves to loopback, as on many a real host: gloo must not go by it.
             assert cluster.read(node, "who.log", 0).split() == [node.name.encode(), b"127.0.1.1", b"eth0"]
         left = cluster.start(nodes[0], Command("left", (sys.executable, "-c", PAUSE), {}))
@@ -35,7 +35,7 @@ def test_hosts_are_apart_and_nothing_of_them_is_left() -> None:
         pids = [pid for name in hosts.names for pid in hosts.pids(name)]
         folder, names = hosts.folder, [hosts.namespace(name) for name in hosts.names]
         close_links()
-    wait_for(lambda: not any(lives(pid) for pid in pids), "every process is gone", 10)
+    wait_for(lambda: not any(lives(pid) for pid in pids), "every process is gone", 240)
     assert not folder.exists()
     for words in (["netns", "list"], ["link"]):
         assert not any(name in said(*words) for name in (*names, hosts._bridge))

@@ -24,6 +24,7 @@ TOLERANCE = 0.2
 """How far the model's goodput may be from the run's that its costs were measured on: docs/rehearse.md says so."""
 
 
+@pytest.mark.chaos
 def test_agent_of_a_lost_node_waits_for_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No clock decides here: the node goes at the third step, and is back once the supervisor has seen it gone."""
     monkeypatch.setenv("FGLAUNCH_MEMORY", str(tmp_path / "memory"))

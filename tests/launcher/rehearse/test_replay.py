@@ -79,7 +79,7 @@ def test_notice_asks_and_the_loss_after_it_spares_the_node_that_took_over(
 ) -> None:
     stage.come(node(stage))
     leaving = stage.start(node(stage), Command("agent", (sys.executable, "-c", STUBBORN), {}))
-    wait_for(lambda: b"ready" in stage.read(node(stage), "agent.log", 0), "the program runs", 60)
+    wait_for(lambda: b"ready" in stage.read(node(stage), "agent.log", 0), "the program runs", 240)
     memory = remember(node(stage))
     asked = stage.notice(node(stage))
     assert [p.pid for p in asked] == [leaving.pid]
@@ -98,7 +98,7 @@ def test_replay_plays_in_order_and_ends(stage: RehearsalCluster) -> None:
     moves = [Moves(0.0, (), (0, 1)), Moves(0.05, (0,), ()), Moves(0.1, (1,), (0,))]
     replay = Replay(stage, nodes, moves, 0.2, 0.0, over.set)
     replay.start()
-    assert over.wait(60)
+    assert over.wait(240)
     again = stage.start(nodes[0], SLEEP)
     assert (first.poll(), second.poll(), again.poll()) == (-9, -9, None)
     assert again.pid > 1
@@ -111,7 +111,7 @@ def test_replay_that_is_stopped_does_nothing_more(stage: RehearsalCluster) -> No
     process = stage.start(nodes[0], SLEEP)
     replay = Replay(stage, nodes, [Moves(0.0, (), (0,)), Moves(300.0, (0,), ())], 600.0, 0.0, over.set)
     replay.start()
-    wait_for(lambda: process.pid, "the first move", 60)
+    wait_for(lambda: process.pid, "the first move", 240)
     replay.stop()
     assert process.poll() is None
     assert not over.is_set()
@@ -122,6 +122,6 @@ def test_failure_in_the_replay_ends_the_rehearsal(stage: RehearsalCluster, tmp_p
     stage.start(nodes[0], Command("agent", (str(tmp_path / "nothing"),), dict(os.environ)))
     replay = Replay(stage, nodes, [Moves(0.0, (), (0,))], 600.0, 0.0, over.set)
     replay.start()
-    assert over.wait(60)
+    assert over.wait(240)
     replay.stop()
     assert "cannot start" in str(replay.failed)

@@ -44,7 +44,7 @@ class SlurmBed:
 
     def _call(self, *argv: str) -> str:
         env = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        return subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def slurm_bed(folder: Path, python: Path) -> Iterator[SlurmBed]:
     finally:
         watchdog.cancel()
         bed.kill()
-        bed.wait(30)
+        bed.wait(240)
         bed.stdin.close()
         bed.stdout.close()
         with contextlib.suppress(OSError):  # SkyPilot's sockets of ssh

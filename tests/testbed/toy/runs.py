@@ -69,7 +69,7 @@ class Nursery:
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(job) + b"\n")
         self._process.stdin.flush()
-        wait_for(lambda: len(self._started) > before, "the nursery starts a supervisor", 60)
+        wait_for(lambda: len(self._started) > before, "the nursery starts a supervisor", 240)
         return ToyRun(self, job, self._started[-1])
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class ToyRun:
         left = self.below()
         self.hit(self.pid)
         self.wait_ended()
-        wait_for(lambda: not any(_alive(p) for p in left), "the run's processes are gone", 60)
+        wait_for(lambda: not any(_alive(p) for p in left), "the run's processes are gone", 240)
 
     # -- what it has kept -----------------------------------------------------------------------------------------
 
