@@ -219,7 +219,7 @@ class Supervisor:
         with suppress(StoreError):
             if self._post and self._post.successor():
                 return self._give_way()
-            if self._finished() and (verdict := self._verdict()).state == "finished":
+            if is_done(self._runs) and (verdict := self._verdict()).state == "finished":
                 return verdict
         return outcome
 
