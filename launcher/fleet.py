@@ -160,13 +160,17 @@ class Fleet:
     # -- ending ---------------------------------------------------------------------------------------------------
 
     def stop(self, grace_s: float) -> None:
-        """Ask every agent to stop and wait a little; what is left is killed later."""
-        agents = [s.agent for s in self.seats if s.agent]
-        for agent in agents:
+        """Ask every agent to stop and wait a little, for those that answer; what is left is killed later."""
+        agents = [(s.node, s.agent) for s in self.seats if s.agent]
+        for _, agent in agents:
             agent.terminate()
         deadline = self._clock.now() + grace_s
-        while self._clock.now() < deadline and any(a.poll() is None for a in agents):
+        while self._clock.now() < deadline and any(self._runs_still(*a) for a in agents):
             self._clock.sleep(_POLL_S)
+
+    def _runs_still(self, node: Node, agent: Process) -> bool:
+        """Tell whether it may be waited for: what a silent node's comes to, nobody will know in time."""
+        return agent.poll() is None and not self._cluster.silence_s(node)
 
     def kill(self, keep: Mapping[str, int] | None = None) -> None:
         """Kill what is left, but for agents of these process IDs: somebody else has adopted them."""

@@ -71,5 +71,9 @@ class Guard:
         return self._silence.lost(now, self._fleet.nodes, self._watchdog.still_s(now))
 
     def forget(self, node: Node) -> None:
-        """A node has a new agent, or none."""
-        self._silence.forget(node)
+        """A node has been given up."""
+        self._silence.forget(node.name)
+
+    def begins(self, node: Node) -> None:
+        """A node has a new agent."""
+        self._silence.begins(self._clock.now(), node.name)

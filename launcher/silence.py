@@ -10,6 +10,7 @@ from cluster import Cluster, Node
 from launcher.failures import agents_word
 
 _SILENT_S = 5.0  # before the user is told
+_START_S = 600.0  # an agent that has not said anything for so long after its start never will
 
 
 class Silence:
@@ -25,6 +26,7 @@ class Silence:
         self._give_up_s = give_up_s or math.inf
         self._silent: set[str] = set()
         self._struck: dict[str, float] = {}  # by the agents of other nodes, with when that was heard
+        self._begun: dict[str, float] = {}  # agents that have not said anything yet
         self._next: dict[str, float] = {}
 
     def tell(self, nodes: Sequence[Node]) -> None:
@@ -38,8 +40,10 @@ class Silence:
         """Take in a line of an agent's log: who says something lives, and who was silent to it may not."""
         if not re.search(r" agent \d+: ", line):
             return
-        self._struck.pop(node, None)
+        self.forget(node)
         if (sign := agents_word(node, 0.0, line)) and sign.kind == "lost" and sign.node != node:
+            if now - self._begun.get(sign.node, -_START_S) < _START_S:
+                return  # it may be the one before that fell silent
             self._struck.setdefault(sign.node, now)
 
     def keep_waiting(self, nodes: Sequence[Node], least: int) -> bool:
@@ -64,6 +68,12 @@ class Silence:
                 found.append((node, silent_s))
         return found
 
-    def forget(self, node: Node) -> None:
-        """A node has a new agent, or none."""
-        self._struck.pop(node.name, None)
+    def begins(self, now: float, node: str) -> None:
+        """A node has a new agent, which may be silent until it has imported what it needs."""
+        self._struck.pop(node, None)
+        self._begun[node] = now
+
+    def forget(self, node: str) -> None:
+        """A node's agent speaks, or there is none any more."""
+        self._struck.pop(node, None)
+        self._begun.pop(node, None)

@@ -306,6 +306,7 @@ class Supervisor:
         for seat in due:
             try:
                 self._fleet.start_agent(seat)
+                self._guard.begins(seat.node)
             except ClusterError as error:
                 self._cannot_start(seat, error)
         self._record()

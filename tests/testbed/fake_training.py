@@ -266,6 +266,9 @@ class FakeTraining:
             self.attempt += 1
             self.step, self._since, self.frozen = self.committed, now, set()
             self.began.append((now, self.committed))
+            for rank, agent in enumerate(self._members):
+                line = f"02:08:48 agent {agent.pid}: round {self.attempt}: node rank {rank} of {len(here)}\n"
+                self._cluster.append(agent.node, "agent.log", line)
             record = Attempt(attempt=self.attempt, step=self.step, world=self._world.size, started=now)
             self._runs.create(f"attempts/{self.attempt:05d}.json", record)
             self._event("attempt", attempt=self.attempt, step=self.step, steps=self._steps, world=self._world.size)
