@@ -86,7 +86,8 @@ class Supervisor:
             try:
                 outcome = self._settle(self._begin() or self._watch())
                 if not self._fenced:
-                    self._fleet.stop(self._grace_s if outcome.exit_code == EXIT_INTERRUPTED else self._last_s)
+                    patient = outcome.state == "stopped" and outcome.exit_code != EXIT_INTERRUPTED
+                    self._fleet.stop(self._last_s if patient else self._grace_s)
                     self._pass_on_events()
             finally:
                 self._end()
