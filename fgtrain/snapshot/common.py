@@ -6,6 +6,8 @@ import contextlib
 import mmap
 import os
 import sys
+import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,10 +17,33 @@ from fgtrain.place import Place, from_all
 
 
 class Common(NamedTuple):
-    """Memory for `buffer.numel()` bytes; `holder[r]` is the rank whose copy of it is the one that rank r writes to."""
+    """Memory for `buffer.numel()` bytes; `holder[r]` is the rank whose copy of it is the one that rank r writes to.
+
+    `file`: the descriptor of shared memory.
+    """
 
     buffer: torch.Tensor
     holder: list[int]
+    file: int | None = None
+
+    def place(self, at: int, bytes_: int, fetch: Callable[[memoryview], None], scratch: Scratch) -> None:
+        """Have `fetch` fill `bytes_` bytes from `at` on; threads may call together.
+
+        Pages of shared memory that are new cost a fault each if they are written in place: more than a copy into them.
+        """
+        if self.file is None:
+            fetch(memoryview(self.buffer.numpy()).cast("B")[at : at + bytes_])  # type: ignore[arg-type]
+            return
+        data = scratch.of(bytes_)
+        fetch(data)
+        done = 0
+        while done < bytes_:
+            done += os.pwrite(self.file, data[done:], at + done)
+
+    def close(self) -> None:
+        """Let the descriptor go; the memory stays as long as `buffer`."""
+        if self.file is not None:
+            os.close(self.file)
 
     def spread(self, stretches: list[list[tuple[int, int]]], place: Place) -> None:
         """Bring what each rank wrote to the nodes that do not have it; all ranks call together.
@@ -39,13 +64,37 @@ class Common(NamedTuple):
         dist.barrier()
 
 
+class Scratch(threading.local):
+    """A stretch of memory for each thread, used again and again."""
+
+    _memory: mmap.mmap | None = None
+
+    def of(self, bytes_: int) -> memoryview:
+        """Return `bytes_` bytes that only this thread uses."""
+        if self._memory is None or len(self._memory) < bytes_:
+            self._memory = _anonymous(bytes_)
+        return memoryview(self._memory)[:bytes_]
+
+
+def _anonymous(bytes_: int) -> mmap.mmap:
+    """Return memory of this process, in huge pages where there are any: a fault for each small one costs more."""
+    memory = mmap.mmap(-1, max(1, bytes_), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _own(bytes_: int) -> torch.Tensor:
+    return torch.frombuffer(_anonymous(bytes_), dtype=torch.uint8)[:bytes_]
+
+
 def take(bytes_: int, place: Place) -> Common:
     """Return memory that the ranks of each node share; memory of each rank's own where it cannot be shared.
 
     The first rank of a node makes it, without a name: when its processes are gone, so is it.
     """
     if place.size == 1 or bytes_ == 0:
-        return Common(torch.empty(bytes_, dtype=torch.uint8), [place.rank] if place.size == 1 else [0] * place.size)
+        return Common(_own(bytes_), [place.rank] if place.size == 1 else [0] * place.size)
     nodes = from_all(place.node, place)
     holder = [nodes.index(node) for node in nodes]
     made = _make(bytes_) if holder[place.rank] == place.rank and nodes.count(place.node) > 1 else None
@@ -55,9 +104,12 @@ def take(bytes_: int, place: Place) -> Common:
     if made is not None:
         os.close(made)
     if everywhere:
-        own = shared if shared is not None else torch.empty(bytes_, dtype=torch.uint8)
-        return Common(own, holder)
-    return Common(torch.empty(bytes_, dtype=torch.uint8), list(range(place.size)))
+        if shared is None:
+            return Common(_own(bytes_), holder)
+        return Common(shared[0], holder, shared[1])
+    if shared is not None:
+        os.close(shared[1])
+    return Common(_own(bytes_), list(range(place.size)))
 
 
 def _make(bytes_: int) -> int | None:
@@ -68,9 +120,14 @@ def _make(bytes_: int) -> int | None:
     return fd
 
 
-def _open(path: str | None, bytes_: int) -> torch.Tensor | None:
+def _open(path: str | None, bytes_: int) -> tuple[torch.Tensor, int] | None:
+    """Return the memory behind a path, and its descriptor; None if it cannot be had."""
     if path is None:
         return None
-    with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:  # noqa: PTH123 - no real path
-        return torch.frombuffer(mmap.mmap(file.fileno(), bytes_), dtype=torch.uint8)
+    with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+        file = os.open(path, os.O_RDWR)
+        undo.callback(os.close, file)
+        memory = torch.frombuffer(mmap.mmap(file, bytes_), dtype=torch.uint8)
+        undo.pop_all()
+        return memory, file
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,11 +238,11 @@ def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, 
     ]
     shares = [split([c[1] for c in chunks], rank, place.size) for rank in range(place.size)]
     memory = common.take(whole, place)
-    view = memoryview(memory.buffer.numpy()).cast("B")  # type: ignore[arg-type]
+    scratch = common.Scratch()
 
     def fetch(i: int) -> None:
         start, bytes_, digest = chunks[i]
-        runs.fetch_chunk(digest, view[start : start + bytes_])
+        memory.place(start, bytes_, partial(runs.fetch_chunk, digest), scratch)
 
     problem: FglaunchError | None = None
     with ThreadPoolExecutor(_STREAMS) as pool:
@@ -250,6 +251,7 @@ def read_tensors(runs: RunStore, manifest: Manifest, place: Place) -> dict[str, 
                 pass
         except FglaunchError as error:
             problem = error
+    memory.close()
     _agree_on(problem)
     memory.spread([_stretches(chunks, share) for share in shares], place)
     return {name: tensor_at(memory.buffer[starts[span.group] :], span) for name, span in manifest.tensors.items()}
