@@ -289,6 +289,17 @@ class Rented(Protocol):
         """
 
 
+@runtime_checkable
+class TwoKinds(Rented, Protocol):
+    """What a cluster that rents may offer: spot machines, which may be taken away, and on-demand ones."""
+
+    def prefer(self, run: str, *, spot: bool) -> None:
+        """Rent machines of this kind for a run from now on, whatever the settings say; what is rented stays."""
+
+    def holds_spot(self, run: str) -> bool | None:
+        """Tell whether a run's machines are spot ones; None: none are rented."""
+
+
 def equal_share(machine: Hardware, index: int, sharers: int) -> Hardware:
     """Return what node `index` of `sharers` nodes on one machine may use of it."""
     gpus = len(machine.gpus) // sharers

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from cluster import _host_files as files
 from cluster import _host_processes as processes
+from cluster import _host_prune as pruning
 from cluster import _machine as machine
 
 READY = b"\n=== fglaunch is ready ===\n"  # what login scripts print before this is dropped
@@ -83,6 +84,7 @@ ACTIONS = {
     "assemble": files.assemble,
     "link": files.link,
     "make_environment": files.make_environment,
+    "prune": pruning.prune,
 }
 
 

@@ -39,7 +39,7 @@ class HostError(Exception):
 def missing(cache: str, digest: str, files: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the contents (sha256) that a copy of the code needs and this node has not; none if the copy is there."""
     code = Path(cache) / "code"
-    if (code / f"{digest}.json").exists():
+    if _touched(code / f"{digest}.json"):
         return []
     here = _contents(code)
     return sorted({sha for sha, mode in files.values() if mode != "l" and sha not in here})
@@ -101,7 +101,10 @@ def _unpack(order: Sequence[str], body: bytes) -> dict[str, bytes]:
 
 def _checked(sha: str, sent: bytes | None, here: Mapping[str, Path]) -> bytes:
     """Return contents whose checksum was looked at: someone may have edited an earlier copy."""
-    data = here[sha].read_bytes() if sent is None else sent
+    try:
+        data = here[sha].read_bytes() if sent is None else sent
+    except (KeyError, FileNotFoundError):
+        raise HostError("an old copy of the code was removed just now: try again") from None
     if hashlib.sha256(data).hexdigest() != sha:
         raise HostError(f"{here.get(sha, 'what was sent')} is not what it was: remove its folder and try again")
     return data
@@ -139,7 +142,7 @@ def make_environment(
     place = Path(cache) / "envs" / key
     place.parent.mkdir(parents=True, exist_ok=True)
     with _locked(place.with_name(f"{key}.lock")):
-        if (place / ".complete").exists():
+        if _touched(place / ".complete"):
             return 0.0
         begun = time.monotonic()
         shutil.rmtree(place, ignore_errors=True)
@@ -204,6 +207,15 @@ def _run(argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
     if code:
         said = " ".join(log.read_text(errors="replace").split())[-_WHAT_FAILED:]
         raise HostError(f"{Path(argv[0]).name} {argv[1]} failed ({log}): ... {said}")
+
+
+def _touched(file: Path) -> bool:
+    """Tell whether a file is there, and note that it was asked for: what is used is not old."""
+    try:
+        os.utime(str(file))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -63,6 +63,7 @@ class Landlord:
         self._well: dict[str, int] = {}  # cluster -> the serial number that this process saw well
         self._gone: dict[str, int] = {}  # cluster -> the serial number that is no more
         self._asked: dict[str, float] = {}
+        self._spot: dict[str, bool] = {}  # cluster -> the kind that is preferred, over what the settings say
 
     def ask(self, action: str, **arguments: Any) -> Any:
         """Have SkyPilot do something; see `cluster._sky_driver`.
@@ -82,7 +83,14 @@ class Landlord:
 
     def task(self, cluster: str, count: int) -> dict[str, Any]:
         """Return SkyPilot's task of a cluster."""
-        return words.task(self._settings, cluster, count, _HOLDER.read_text(encoding="utf-8"), secrets.token_hex(3))
+        task = words.task(self._settings, cluster, count, _HOLDER.read_text(encoding="utf-8"), secrets.token_hex(3))
+        if cluster in self._spot:
+            task["resources"] = words.of_kind(task["resources"], spot=self._spot[cluster])
+        return task
+
+    def prefer(self, cluster: str, *, spot: bool) -> None:
+        """Launch a cluster with machines of this kind from now on."""
+        self._spot[cluster] = spot
 
     def ssh_config(self, cluster: str, serial: int) -> Path:
         """Return the SSH configuration for a cluster's machines."""

@@ -118,6 +118,15 @@ def task(settings: SkySettings, cluster: str, count: int, holder: str, key: str)
     }
 
 
+def of_kind(resources: Mapping[str, Any], *, spot: bool) -> dict[str, Any]:
+    """Return SkyPilot's resources with every choice spot, or none."""
+    found = {**resources, "use_spot": spot}
+    for choices in ("any_of", "ordered"):
+        if isinstance(found.get(choices), list):
+            found[choices] = [{**choice, "use_spot": spot} for choice in found[choices]]
+    return found
+
+
 def _job(name: str, idle_minutes: int, holder: str) -> str:
     call = f"python3 {_PLACE}/holder.py"
     return "\n".join(

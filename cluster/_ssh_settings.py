@@ -49,6 +49,7 @@ class Settings:
     project: str = ""
     work: str = "~/.local/state/fglaunch/work"
     cache: str = "~/.cache/fglaunch"
+    keep: int = 5
     requirements: str = ""
     constraints: str = ""
     install_options: tuple[str, ...] = ()
@@ -109,6 +110,8 @@ def _check(settings: Settings) -> None:
         raise ClusterError("clusters.toml: a host is named twice in hosts; slots = 2 makes each host two nodes")
     if settings.slots < 1:
         raise ClusterError(f"clusters.toml: slots is {settings.slots}, and should be 1 or more")
+    if settings.keep < 0:
+        raise ClusterError(f"clusters.toml: keep is {settings.keep}, and should be 1 or more, or 0 to keep everything")
     if not 0 <= settings.port <= 65535:
         raise ClusterError(f"clusters.toml: port is {settings.port}, and ports go from 1 to 65535")
     if not re.fullmatch(r"[\w./+~-]*", settings.python):

@@ -130,6 +130,16 @@ class SkyCluster:
         self.make_ready(node)
         return self._current(node)
 
+    def prefer(self, run: str, *, spot: bool) -> None:
+        """See `TwoKinds`."""
+        self._landlord.prefer(words.cluster_name(run), spot=spot)
+
+    def holds_spot(self, run: str) -> bool | None:
+        """See `TwoKinds`."""
+        cluster = words.cluster_name(run)
+        rent = self._landlord.rent(cluster)
+        return None if rent is None or self._landlord.is_gone(cluster, rent.serial) else rent.offer.spot
+
     def give_back(self, run: str) -> None:
         """See `Rented`."""
         cluster = words.cluster_name(run)

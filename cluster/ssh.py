@@ -203,6 +203,10 @@ class SshCluster:
             done += self._send_code(link, cache, node)
         if node.python.startswith(f"{node.folder}/"):
             done += self._make_environment(link, cache, node)
+        if removed := link.ask(
+            "prune", timeout_s=_SEND_S, cache=cache, folder=node.folder, keep=self._settings.keep
+        ).value:
+            done.append(f"{len(removed)} old ones removed")
         if done:
             print(f"{node.name}: {'; '.join(done)}", file=sys.stderr, flush=True)
 

@@ -28,7 +28,9 @@ from fgtrain import warm_client
 from fgtrain.departure import EXIT_LEFT, Departure, node_name
 from fgtrain.meeting import EXIT_NO_STORE, Alarm, Rendezvous, Settings, say
 from fgtrain.membership import Member, Seats
+from fgtrain.notice import LEAVES
 from fgtrain.plan import DETECT_S
+from fgtrain.stopped import Stopped
 
 _END_S = 2.0
 _EXIT_BARRIER_S = 30.0
@@ -42,9 +44,11 @@ class Agent(LocalElasticAgent):
     departure: Departure
     grace_s: int
     ended: dict[int, float]
+    stopped: Stopped
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         looked = time.time()
+        self._end_stopped()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state != WorkerState.HEALTHY:
             self.meeting.noticed = looked
@@ -70,16 +74,24 @@ class Agent(LocalElasticAgent):
     def end_workers(self) -> None:
         """Have the local workers killed, whose round is over; those that are not gone soon, by force. Call it again."""
         now = time.monotonic()
-        for worker in self.get_worker_group().workers:
-            if isinstance(worker.id, int) and _is_child(worker.id):
-                late = now - self.ended.setdefault(worker.id, now) > _END_S
-                os.killpg(worker.id, signal.SIGKILL if late else warm_client.OVER_SIGNAL)
+        for pid in self._workers():
+            late = now - self.ended.setdefault(pid, now) > _END_S
+            os.killpg(pid, signal.SIGKILL if late else warm_client.OVER_SIGNAL)
 
     def kill_workers(self) -> None:
         """Kill the local workers; from any thread."""
-        for worker in self.get_worker_group().workers:
-            if isinstance(worker.id, int) and _is_child(worker.id):
-                os.killpg(worker.id, signal.SIGKILL)
+        for pid in self._workers():
+            os.killpg(pid, signal.SIGKILL)
+
+    def _end_stopped(self) -> None:
+        """Kill workers that stay stopped. (Those that are forked are their warm process's to look after.)"""
+        for pid in self.stopped.look(self._workers(), time.monotonic()):
+            say(f"worker {pid} is stopped: killed")
+            os.killpg(pid, signal.SIGKILL)
+
+    def _workers(self) -> list[int]:
+        """Return the process IDs of the local workers that live, each the leader of a process group."""
+        return [w.id for w in self.get_worker_group().workers if isinstance(w.id, int) and _is_child(w.id)]
 
 
 def run(argv: Sequence[str], departure: Departure) -> int:
@@ -155,6 +167,7 @@ def _make(config: LaunchConfig, entrypoint: str, args: Sequence[str], meeting: R
         shutdown_timeout=config.shutdown_timeout,
     )
     agent.meeting, agent.grace_s = meeting, config.shutdown_timeout
+    agent.stopped = Stopped(meeting.detect_s)
     return agent
 
 
@@ -164,6 +177,8 @@ def _work(agent: Agent, meeting: Rendezvous) -> int:
     except RendezvousClosedError:
         return 0  # the others have finished the work
     except SignalException:
+        if agent.departure.flag.leaves:
+            say(LEAVES)
         meeting.shutdown()
         return EXIT_LEFT
     except DistError as error:

@@ -24,6 +24,7 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has cost: seconds supervised, node-seconds held, money (None: prices are not known).
 
     `per_s` is what a second costs now. `since` says from when on no step was taken, in seconds of `seconds`.
+    `step_s` and `changeover_s` are the run's pace (0: not known): what a step takes while it trains, and a loss.
     """
 
     seconds: float = 0.0
@@ -32,13 +33,16 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
     per_s: float = 0.0
     step: int = 0
     since: float = 0.0
+    step_s: float = 0.0
+    changeover_s: float = 0.0
 
     def later(self, seconds: float, nodes: int, per_node_s: float | None, step: int) -> Spend:
         """Return what it is after `nodes` nodes were held for some more seconds, and the run is at `step`."""
         per_s = nodes * (per_node_s or 0.0)
         cost = None if per_node_s is None and self.cost is None else (self.cost or 0.0) + seconds * per_s
         moved = step != self.step
-        return Spend(
+        return msgspec.structs.replace(
+            self,
             seconds=self.seconds + seconds,
             node_s=self.node_s + nodes * seconds,
             cost=cost,

@@ -216,6 +216,11 @@ class Rendezvous(RendezvousHandler):
         """Whether the last workers were asked to leave, and did."""
 
     @property
+    def detect_s(self) -> float:
+        """After how long silence is a loss, in seconds."""
+        return self._settings.detect_s
+
+    @property
     def use_agent_store(self) -> bool:
         """See base class: workers meet in the same store, under a name of their round's own."""
         return True
@@ -236,7 +241,8 @@ class Rendezvous(RendezvousHandler):
         self._watch.work_in(meeting)
         tell_workers(meeting, noticed=self.noticed, stopped=self._stopped, met=time.time())
         rank = next(m.rank for m in meeting.members if m.id == self._settings.me.id)
-        say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}")
+        after = f" after {meeting.why}" if meeting.why else ""
+        say(f"round {meeting.round}: node rank {rank} of {len(meeting.members)}{after}")
         return RendezvousInfo(
             PrefixStore(f"agents/{meeting.round}", self._board.store),
             rank,

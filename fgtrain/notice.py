@@ -21,6 +21,9 @@ LEAD_S = 150.0
 """How long before its end a node leaves, if it was told earlier. More than the two minutes of an AWS notice, so that
 this one is obeyed at once; less than the quarter of an hour of an Azure reboot, most of which is spent training."""
 
+LEAVES = "leaves: its node was told to"
+"""What the agent of a node that leaves says in its log."""
+
 _LOOK_S = 0.1
 
 

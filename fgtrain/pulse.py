@@ -37,6 +37,7 @@ class Phase(IntEnum):
     STEP = 2
     EVALUATE = 3
     FINISH = 4
+    PREPARE = 5
     COMPILE = 6
 
 
@@ -137,6 +138,11 @@ class Pulse:
     def phase(self, phase: Phase) -> None:
         """Something else begins."""
         self._phase = phase
+        self._write()
+
+    def prepares(self, done: int) -> None:
+        """This rank, or another, makes the cache of pictures; `done` changes as that goes on."""
+        self._phase, self._step = Phase.PREPARE, done
         self._write()
 
     @contextmanager

@@ -19,6 +19,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from fgtrain.notice import LEAVES
 from fgtrain.runstore import Failure
 
 Kind = Literal["user", "hardware", "oom", "capacity", "fitted", "hang", "error", "preemption", "lost"]
@@ -27,7 +28,13 @@ KINDS: tuple[Kind, ...] = ("user", "hardware", "oom", "capacity", "fitted", "han
 
 EXIT_NOTICED = 75  # EX_TEMPFAIL: a worker that left after a notice, its snapshot committed (see fgtrain.worker)
 EXIT_USER = 2
+EXIT_NO_STORE = 76  # an agent's (see fgtrain.meeting)
 _OOM_KILLED = 137  # 128 + SIGKILL: what shells and container engines say of a process that ran out of memory
+_WORDS = {
+    EXIT_NOTICED: "it left when asked to",
+    EXIT_NO_STORE: "the store that agents meet in was gone",
+    _OOM_KILLED: "killed, probably for want of memory",
+}
 
 _TEXTS: tuple[tuple[Kind, str], ...] = (
     # Source: NVIDIA "XID Errors", CUDA runtime API error strings, PyTorch's c10 exception texts.
@@ -50,7 +57,7 @@ _TEXTS: tuple[tuple[Kind, str], ...] = (
 class Sign(NamedTuple):
     """One thing that went wrong somewhere. `time` in Unix seconds; attempt 0: before one began; step: where, if known.
 
-    `peer`: it only tells that others are gone.
+    `peer`: it only tells that others are gone, or `asked` to leave as this one was.
     """
 
     kind: Kind
@@ -62,6 +69,7 @@ class Sign(NamedTuple):
     step: int | None = None
     traceback: str = ""
     peer: bool = False
+    asked: bool = False
 
 
 def classify_text(text: str) -> Kind:
@@ -118,8 +126,28 @@ def worker_exit(node: str, time: float, line: str) -> Sign | None:
     code = int(found[1])
     wordless = code not in (1, EXIT_USER)
     kind = classify_exit(code) if wordless else "lost"
-    message = f"a worker of {node} (local rank {found[2]}) ended with {spell_exit(code)}"
-    return Sign(kind, message, time, node=node, peer=not wordless)
+    message = f"a worker of {node} (local rank {found[2]}) {_spell_end(code)}"
+    asked = code == EXIT_NOTICED
+    return Sign(kind, message, time, node=node, peer=not wordless or asked, asked=asked)
+
+
+def agents_word(node: str, time: float, line: str) -> Sign | None:
+    """Return what an agent says in its log of a node that is gone, its own or another; None if it says nothing."""
+    if found := re.search(r" agent \d+: (?:round \d+ is over: )?((\S+?)(?:, \S+)* silent for [\d.]+ s)$", line):
+        return Sign("lost", found[1], time, node=found[2])
+    if LEAVES in line:
+        return Sign("preemption", spell_departure(node), time, node=node)
+    return None
+
+
+def tells_of_a_join(line: str) -> bool:
+    """Tell whether a line of an agent's log says that workers were asked to leave for nodes that join."""
+    return re.search(r" agent \d+: round \d+: .* after nodes join$", line) is not None
+
+
+def spell_departure(node: str) -> str:
+    """Say that a node was told to leave, and does."""
+    return f"{node} left after a notice"
 
 
 def cause(signs: Iterable[Sign]) -> Sign:
@@ -144,8 +172,16 @@ def signature(sign: Sign, begins: Mapping[int, int]) -> tuple[str, int | None, i
     return text, step, sign.rank if sign.attempt == 0 else None
 
 
+def _spell_end(code: int) -> str:
+    if code == EXIT_NOTICED:  # as all others, whoever was asked: no failure of its own
+        return "left when asked to, its snapshot committed"
+    return f"ended with {spell_exit(code)}"
+
+
 def spell_exit(code: int | None) -> str:
     """Name an exit status."""
+    if code in _WORDS:
+        return f"exit code {code}: {_WORDS[code]}"
     if code is not None and code < 0:
         try:
             return signal.Signals(-code).name

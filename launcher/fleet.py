@@ -49,7 +49,9 @@ class Fleet:
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
         self.seats: list[Seat] = []
         self.endpoint = ""
+        self.meets_on: Node | None = None
         self._rendezvous: Process | None = None
+        self._abandoned: list[tuple[Node, Process]] = []
         self._helpers: list[Process] = []
 
     @property
@@ -89,7 +91,7 @@ class Fleet:
             except ClusterError as error:
                 refused = error
                 continue
-            self.endpoint = f"{node.address}:{taken}"
+            self.meets_on, self.endpoint = node, f"{node.address}:{taken}"
             return
         assert refused is not None
         raise refused
@@ -100,10 +102,10 @@ class Fleet:
             return False
         seats = [Seat(node, self._find(node, "agent"), due=self._clock.now()) for node in term.nodes]
         places = meeting_places(self._cluster, self._run.name, term.nodes)
-        meeting = next((p for n in places if (p := self._find(n, "rendezvous"))), None)
+        meeting = next(((n, p) for n in places if (p := self._find(n, "rendezvous"))), None)
         if meeting is None or not any(seat.agent for seat in seats):
             return False
-        self.seats, self._rendezvous, self.endpoint = seats, meeting, term.endpoint
+        (self.meets_on, self._rendezvous), self.seats, self.endpoint = meeting, seats, term.endpoint
         return True
 
     def _find(self, node: Node, name: str) -> Process | None:
@@ -138,16 +140,37 @@ class Fleet:
         """Tell whether the rendezvous store lives."""
         return self._rendezvous is not None and self._rendezvous.poll() is None
 
+    def abandon(self, seat: Seat) -> None:
+        """Do without what runs on a node: it is killed, if need be when the node answers again."""
+        if seat.agent:
+            self._abandoned.append((seat.node, seat.agent))
+            seat.agent = None
+        if self.meets_on == seat.node and self._rendezvous and self._cluster.silence_s(seat.node):
+            self._abandoned.append((seat.node, self._rendezvous))
+            self._rendezvous = None
+        self.end_abandoned()
+
+    def end_abandoned(self) -> None:
+        """Kill what was abandoned on nodes that answer."""
+        for node, process in list(self._abandoned):
+            if not self._cluster.silence_s(node):
+                process.kill()
+                self._abandoned.remove((node, process))
+
     # -- ending ---------------------------------------------------------------------------------------------------
 
     def stop(self, grace_s: float) -> None:
-        """Ask every agent to stop and wait a little; what is left is killed later."""
-        agents = [s.agent for s in self.seats if s.agent]
-        for agent in agents:
+        """Ask every agent to stop and wait a little, for those that answer; what is left is killed later."""
+        agents = [(s.node, s.agent) for s in self.seats if s.agent]
+        for _, agent in agents:
             agent.terminate()
         deadline = self._clock.now() + grace_s
-        while self._clock.now() < deadline and any(a.poll() is None for a in agents):
+        while self._clock.now() < deadline and any(self._runs_still(*a) for a in agents):
             self._clock.sleep(_POLL_S)
+
+    def _runs_still(self, node: Node, agent: Process) -> bool:
+        """Tell whether it may be waited for: what a silent node's comes to, nobody will know in time."""
+        return agent.poll() is None and not self._cluster.silence_s(node)
 
     def kill(self, keep: Mapping[str, int] | None = None) -> None:
         """Kill what is left, but for agents of these process IDs: somebody else has adopted them."""
@@ -158,6 +181,7 @@ class Fleet:
         for helper in self._helpers:
             helper.kill()
         self._helpers.clear()
+        self.end_abandoned()
         if self._rendezvous and not keep:
             self._rendezvous.kill()
             self._rendezvous = None

@@ -1,7 +1,8 @@
 """From signs that something went wrong to one decision an incident. Pure: times come from the caller.
 
 One cause shows in many places: the rank that failed says why, its peers say that it is gone, agents log exit statuses.
-Signs that come within a moment of the first, and later ones of the same attempt, are one incident.
+Signs that come within a moment of the first, and later ones of the same attempt, are one incident. Where all signs are
+of ranks that only lost or follow others, more time is given to whoever knows what became of those.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.budgets import Ledger, Try
-from launcher.failures import KINDS, Kind, Poison, Sign, cause, worker_exit
+from launcher.failures import KINDS, Kind, Poison, Sign, agents_word, cause, tells_of_a_join, worker_exit
 from launcher.supervision import Supervision
 
 SETTLE_S = 1.5  # longer than the period in which the store is looked at
+PEERS_S = 5.0  # longer than it takes to find that a node is silent, as --detect comes
+_SAME_S = 20.0  # all agents find out that a node is gone; one that leaves ends when its last lines are shipped
 _ADVICE: dict[Kind, str] = {
     "oom": "; a smaller batch.micro needs less memory, and trains the same",
     "capacity": "; make room, or add nodes",
@@ -51,9 +54,15 @@ class Incidents:
         self._begins: dict[int, int] = {}
         self._newest = self._judged = 0
         self._spoken: set[str] = set()  # nodes whose agent has told of an exit since the newest attempt began
+        self._gone: dict[str, float] = {}  # nodes that agents have told to be gone, with when they first did
         self._open: list[Sign] = []
         self._opened_at = 0.0
         self._opened_in = 0
+
+    @property
+    def newest(self) -> int:
+        """The newest attempt; 0: none has begun."""
+        return self._newest
 
     @property
     def open_nodes(self) -> set[str]:
@@ -77,10 +86,20 @@ class Incidents:
 
         Another one before the next attempt is of workers that have not got that far.
         """
-        sign = worker_exit(node, time, line)
-        if sign:
+        if sign := worker_exit(node, time, line):
             self.add(now, sign._replace(attempt=0 if node in self._spoken else self._newest))
             self._spoken.add(node)
+        elif sign := agents_word(node, time, line):
+            self.gone(now, sign, again=False)
+        elif tells_of_a_join(line):
+            self._open = [s for s in self._open if not s.asked]
+
+    def gone(self, now: float, sign: Sign, *, again: bool) -> None:
+        """A node is gone, or its agent. Unless it may be so `again`, this is no news soon after somebody told it."""
+        known = now - self._gone.get(sign.node, now - _SAME_S) < _SAME_S
+        self._gone[sign.node] = now
+        if again or not known:
+            self.add(now, sign)
 
     def add(self, now: float, sign: Sign) -> None:
         """Take in a sign; one of an attempt that is judged already tells nothing new."""
@@ -95,7 +114,8 @@ class Incidents:
     def decide(self, now: float) -> Decision | None:
         """Return what to do about the incident, if there is one and all who have a word on it have had time."""
         mistake = any(s.kind == "user" for s in self._open)
-        if not self._open or (now - self._opened_at < SETTLE_S and not mistake):
+        settled_s = PEERS_S if all(s.peer for s in self._open) else SETTLE_S
+        if not self._open or (now - self._opened_at < settled_s and not mistake):
             return None
         signs = tuple(s for s in self._open if mistake or s.attempt <= self._opened_in)
         self._open = [s for s in self._open if s not in signs]

@@ -8,6 +8,7 @@ from fgtrain.errors import StoreError
 from fgtrain.runstore import Result, RunFile, RunStore
 
 EXIT_FENCED = 3
+EXIT_INTERRUPTED = 130
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -31,3 +32,11 @@ def of_work(run: RunFile, runs: RunStore) -> Outcome:
     if result.step != run.plan.steps:
         return Outcome("failed", 1, f"the run ended at step {result.step} of {run.plan.steps}")
     return Outcome("finished", 0)
+
+
+def is_done(runs: RunStore) -> bool:
+    """Tell whether the workers have finished the run; False too where the store does not answer just now."""
+    try:
+        return runs.exists("result.json")
+    except StoreError:
+        return False

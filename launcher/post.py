@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Sequence
 
 from cluster import Node
@@ -11,6 +13,7 @@ from fgtrain.errors import StoreError
 from fgtrain.runstore import RunStore
 from launcher.clock import Clock
 from launcher.fleet import Fleet
+from launcher.heartbeat import Heartbeat
 from launcher.status import HEARTBEAT_S, Status, process_token
 from launcher.takeover import Office, Term, last_term
 
@@ -21,6 +24,16 @@ class Post:
     def __init__(self, runs: RunStore, office: Office, cluster: str, steps: int, clock: Clock) -> None:
         self._runs, self._office, self._cluster, self._steps, self._clock = runs, office, cluster, steps, clock
         self._next = 0.0
+        self._lock = threading.Lock()
+        self._over = False
+        self._said: tuple[int, tuple[Node, ...]] = (0, ())
+        self._beat_at = time.monotonic()
+        self._heart: Heartbeat | None = None
+
+    def rest(self) -> None:
+        """Beat no more by itself."""
+        if self._heart:
+            self._heart.stop()
 
     def due(self) -> bool:
         """Tell whether it is time for a heartbeat."""
@@ -29,21 +42,36 @@ class Post:
     def beat(self, step: int, nodes: Sequence[Node]) -> bool:
         """Show that this supervisor lives; False, and nothing is written, if it is not the run's any more.
 
+        From the first time on this goes on by itself while the supervisor is busy, until `rest`.
+
         Raises:
             StoreError: the store does not answer.
         """
         self._next = self._clock.now() + HEARTBEAT_S
-        if not self._office.held():
-            return False
-        self.write("running", step, nodes)
-        return True
+        self._said, self._beat_at = (step, tuple(nodes)), time.monotonic()
+        if self._heart is None:
+            self._heart = Heartbeat(self.again, lambda: self._beat_at)
+        return self.again()
+
+    def again(self) -> bool:
+        """Beat with what was said last; see `beat`."""
+        with self._lock:
+            if self._over or not self._office.held():
+                return False
+            self._write("running", *self._said, "")
+            return True
 
     def write(self, state: str, step: int, nodes: Sequence[Node], message: str = "") -> None:
-        """Write status.json.
+        """Write the last status.json.
 
         Raises:
             StoreError: the store does not answer.
         """
+        with self._lock:
+            self._over = True
+            self._write(state, step, nodes, message)
+
+    def _write(self, state: str, step: int, nodes: Sequence[Node], message: str) -> None:
         status = Status(
             state=state,
             step=step,

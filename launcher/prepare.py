@@ -27,7 +27,7 @@ from fgtrain.stores import Store
 from launcher import hardware
 from launcher.recipe_file import load, split_target
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn", "simplejpeg")
 
 
 def default_store() -> str:
@@ -58,7 +58,10 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         recipe.model.check()
     except UserError as error:
         raise RecipeError(f"{path}: {error}") from error
-    index, bad = usable(recipe.data, recipe.data.index())
+    try:
+        index, bad = usable(recipe.data, recipe.data.index())
+    except StoreError as error:
+        raise RecipeError(f"{path}: data.root: {error}") from error
     if recipe.model.classes != len(index.classes):
         raise RecipeError(
             f"{path}: model.classes={recipe.model.classes}, and the data has {len(index.classes)} classes:"
@@ -160,7 +163,7 @@ def check_training_installed(recipe: Recipe) -> None:
     Raises:
         UserError
     """
-    missing = [m for m in ("torch", "timm", "numpy", "PIL") if importlib.util.find_spec(m) is None]
+    missing = [m for m in ("torch", "timm", "numpy", "PIL", "simplejpeg") if importlib.util.find_spec(m) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed here: pip install 'fglaunch[train]'")
     extra = recipe.strategy.extra

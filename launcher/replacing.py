@@ -10,6 +10,7 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
 from launcher.clock import Clock
+from launcher.failures import Sign
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, all_ready, devices_of, meeting_places, seat_count
 from launcher.supervision import Check
@@ -38,16 +39,6 @@ def choose(site: Site) -> list[Node]:
     nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
     all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])])
     return nodes
-
-
-def renew(fleet: Fleet, feed: Feed) -> ClusterError | None:
-    """Have rented machines again that were lost; returns why not, if none are to be had just now."""
-    try:
-        for node in fleet.renew():
-            feed.skip(node)
-    except ClusterError as error:
-        return error
-    return None
 
 
 def spare(site: Site, taken: Sequence[Node]) -> Node | None:
@@ -103,3 +94,51 @@ def exclude(site: Site, node: Node, reason: str) -> None:
         return
     exclusions.exclude(site.runs, site.name, site.cluster, node, reason)
     site.note(f"{node.name} is not used any more: {reason}; `fglaunch nodes` lists such nodes")
+
+
+class Places:
+    """Who sits where: nodes that are broken, that cannot be started on, or are silent for good give way to others."""
+
+    def __init__(self, site: Site, fleet: Fleet, feed: Feed, tries: int) -> None:
+        """A node on which starting has failed `tries` times in a row is replaced."""
+        self._site, self._fleet, self._feed, self._tries = site, fleet, feed, tries
+
+    def exclude(self, cause: Sign, *, for_good: bool) -> None:
+        """Take a broken node out, if there is another; if not, it is tried on until the run is given up `for_good`."""
+        seat = self._fleet.seat(cause.node)
+        other = spare(self._site, self._fleet.nodes) if seat else None
+        if seat is None or not (other or for_good):
+            return
+        exclude(self._site, seat.node, cause.message)
+        if other:
+            if seat.agent:
+                seat.agent.kill()
+                seat.agent = None
+            self._move(seat, other)
+
+    def replace_failing(self, seat: Seat) -> None:
+        """Put another node in the place of one on which starting keeps failing, if there is one."""
+        if seat.failures >= self._tries and (other := spare(self._site, self._fleet.nodes)):
+            self._move(seat, other)
+
+    def give_up(self, seat: Seat) -> bool:
+        """Do without the agent of a node that is silent; False, and nothing changes, if no node could take over.
+
+        A node that answers, whose agent does not, is tried again itself, but not for ever.
+        """
+        answers = not self._site.cluster.silence_s(seat.node)
+        other = None if answers else spare(self._site, self._fleet.nodes)
+        if not answers and other is None:
+            return False
+        self._fleet.abandon(seat)
+        seat.failures += 1
+        if other:
+            self._move(seat, other)
+        else:
+            self.replace_failing(seat)
+        return True
+
+    def _move(self, seat: Seat, other: Node) -> None:
+        self._site.note(f"{other.name} takes the place of {seat.node.name}")
+        seat.node, seat.failures = other, 0
+        self._feed.skip(other)

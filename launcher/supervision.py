@@ -85,6 +85,8 @@ class Supervision(Part):
     check: Check = Check()
     node_tries: int = 3
     """How often starting on a node may fail in a row before another node takes its place."""
+    silent_s: float = 120.0
+    """How long a node may be silent before its agent is started anew, or another node takes its place; 0: for ever."""
 
 
 def changed(settings: Supervision, assignments: Sequence[str]) -> Supervision:

@@ -7,33 +7,36 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Node
+from cluster import Cluster, ClusterError, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
+from launcher.buying import ASK_AGAIN_S
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
-from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_exit
+from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_departure, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
+from launcher.guard import Guard
 from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
 from launcher.limits import Meter
 from launcher.news import News
-from launcher.outcome import EXIT_FENCED, Outcome, of_work
+from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, Outcome, is_done, of_work
 from launcher.post import Post
-from launcher.silence import Silence
+from launcher.renting import Renter, Waits
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
 from launcher.takeover import Term, last_term, take_office
-from launcher.watchdog import Watchdog
 
 _POLL_S = 0.1
 _SLOW_POLL_S = 1.0  # for the store, agents' logs and pulses
 _GRACE_S = 3.0  # from asking agents to stop to killing them: Ctrl-C is over within 5 s
-"""How long workers have to take a last snapshot when the user stops a run."""
+"""How long workers have to take a last snapshot when the user interrupts a run."""
+_LAST_SNAPSHOT_S = 30.0
+"""... when nobody waits at the terminal: a limit is reached, or the run is stopped from elsewhere."""
 
 
 class Supervisor:
@@ -53,6 +56,7 @@ class Supervisor:
     ) -> None:
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port, self._cluster_name, self._grace_s = port, cluster_name, grace_s
+        self._last_s = max(grace_s, _LAST_SNAPSHOT_S)
         self._clock = clock or SystemClock()
         self._settings: Supervision = recorded(runs)
         self._site = replacing.Site(
@@ -63,14 +67,16 @@ class Supervisor:
         lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease)
         self._feed = Feed(cluster)
+        self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
         self._news = News(runs)
         self._incidents = Incidents(self._settings, run.name)
-        self._watchdog = Watchdog(self._settings.watchdog, self._settings.straggler)
+        self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
         self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)
+        self._renter = Renter(cluster, run, self._meter, self._clock, self._note)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
-        self._silence = Silence(cluster, self._note)
+        self._waiting = False
         self._step = 0
         self._next_slow = 0.0
 
@@ -80,10 +86,13 @@ class Supervisor:
             try:
                 outcome = self._settle(self._begin() or self._watch())
                 if not self._fenced:
-                    self._fleet.stop(self._grace_s)
+                    patient = outcome.state == "stopped" and outcome.exit_code != EXIT_INTERRUPTED
+                    self._fleet.stop(self._last_s if patient else self._grace_s)
                     self._pass_on_events()
             finally:
                 self._end()
+                if self._post:
+                    self._post.rest()
         if not self._fenced and self._post:
             with self._patience():  # the outcome is what the user wants to hear of
                 self._post.write(outcome.state, self._step, self._fleet.nodes, outcome.message)
@@ -100,7 +109,7 @@ class Supervisor:
             self._take_over(earlier)
             return None
         status = read_status(self._runs)
-        if status and status.state == "running" and self._finished():
+        if status and status.state == "running" and is_done(self._runs):
             if earlier:  # but the store that they met in goes on, and memory is held
                 clear(self._cluster, self._run.name, earlier.nodes)
                 self._fleet.seats = [Seat(node) for node in earlier.nodes]
@@ -125,6 +134,7 @@ class Supervisor:
         self._news.skip("errors")
         for node in self._fleet.nodes:
             self._feed.skip(node)
+        self._renter.count()
         self._record()
         self._beat()
 
@@ -135,7 +145,8 @@ class Supervisor:
             ClusterError: there are not enough that can be used.
         """
         fleet = self._fleet
-        fleet.seats = [Seat(node) for node in replacing.choose(self._site)]
+        nodes = self._renter.rent(self._step, lambda: replacing.choose(self._site), may_wait=False)
+        fleet.seats = [Seat(node) for node in nodes]
         fleet.renew()
         if self._cluster.lasting:
             clear(self._cluster, self._run.name, fleet.nodes)
@@ -173,14 +184,15 @@ class Supervisor:
     def _look(self) -> Outcome | None:
         """Look at what changes slowly: requests, the store, logs, pulses; write the heartbeat."""
         if self._interrupts.received:
-            return Outcome("stopped", 130, "interrupted")
+            return Outcome("stopped", EXIT_INTERRUPTED, "interrupted")
         now = self._clock.now()
         if now < self._next_slow:
             return None
         self._next_slow = now + _SLOW_POLL_S
-        self._silence.tell(self._fleet.nodes)
         self._read_logs(now)
-        self._guard(now)
+        if hang := self._guard.look():
+            self._incidents.add(now, hang)
+        self._give_up_silent(now)
         try:
             return self._look_at_store(now)
         except StoreError as error:
@@ -192,6 +204,7 @@ class Supervisor:
             return self._give_way()
         if self._runs.exists("stop"):
             return Outcome("stopped", 0, "stopped on request")
+        self._renter.look(self._incidents.newest, self._step)
         if limit := self._meter.tick(len(self._fleet.seats), self._step):
             return Outcome("stopped", 1, limit)
         for attempt in self._news.read("attempts", Attempt):
@@ -207,7 +220,7 @@ class Supervisor:
         with suppress(StoreError):
             if self._post and self._post.successor():
                 return self._give_way()
-            if self._finished() and (verdict := self._verdict()).state == "finished":
+            if is_done(self._runs) and (verdict := self._verdict()).state == "finished":
                 return verdict
         return outcome
 
@@ -222,7 +235,7 @@ class Supervisor:
         if len(codes) == len(self._fleet.seats) and all(code == 0 for code in codes.values()):
             return self._verdict()
         dead = {name: code for name, code in codes.items() if code not in (None, 0)}
-        if (dead or any(code == 0 for code in codes.values())) and self._finished():
+        if (dead or any(code == 0 for code in codes.values())) and is_done(self._runs):
             return self._verdict()  # what died did so after the work was done
         if codes and not self._fleet.meeting():
             self._restart_all("the rendezvous store died: all agents start again")
@@ -230,12 +243,6 @@ class Supervisor:
             for name, code in dead.items():
                 self._lose(name, code)
         return None
-
-    def _finished(self) -> bool:
-        try:
-            return self._runs.exists("result.json")
-        except StoreError:
-            return False
 
     def _restart_all(self, why: str) -> None:
         at_once = not self._incidents.open_nodes
@@ -256,11 +263,26 @@ class Supervisor:
         left = code == EXIT_NOTICED
         if left:  # the machine goes: better another one, if there is one
             seat.failures = self._settings.node_tries
-            self._replace(seat)
-        message = f"{name} left after a notice" if left else f"the agent of {name} died ({spell_exit(code)})"
+            self._places.replace_failing(seat)
+        message = spell_departure(name) if left else f"the agent of {name} died ({spell_exit(code)})"
         tail = "" if left else self._feed.agent_tail(seat.node)
-        kind: Kind = "preemption" if left else "lost"
-        self._incidents.add(self._clock.now(), Sign(kind, message, self._clock.time(), node=name, traceback=tail))
+        sign = Sign("preemption" if left else "lost", message, self._clock.time(), node=name, traceback=tail)
+        self._incidents.gone(self._clock.now(), sign, again=not left)
+
+    def _give_up_silent(self, now: float) -> None:
+        """What is silent for good is started anew, on another node unless its own answers; the others go on."""
+        self._fleet.end_abandoned()
+        for node, silent_s in self._guard.lost():
+            seat, met_here = self._fleet.seat(node.name), self._fleet.meets_on == node
+            if seat is None or not self._places.give_up(seat):
+                continue
+            self._guard.forget(node)
+            why = f"{node.name} was silent for {silent_s:.0f} s, and is given up"
+            if met_here and not self._fleet.meeting():
+                self._restart_all(why)
+                continue
+            seat.due = now
+            self._incidents.gone(now, Sign("lost", why, self._clock.time(), node=node.name), again=True)
 
     def _start_due(self) -> None:
         """Start the agents whose time has come."""
@@ -268,10 +290,11 @@ class Supervisor:
         due = [s for s in self._fleet.seats if s.agent is None and s.due is not None and s.due <= now]
         if not due:
             return
-        if not self._fleet.meeting() and (error := replacing.renew(self._fleet, self._feed)):
-            for seat in due:
-                seat.due = None
-            self._incidents.add(now, Sign("capacity", str(error), self._clock.time()))
+        try:
+            for node in [] if self._fleet.meeting() else self._renter.rent(self._step, self._fleet.renew):
+                self._feed.skip(node)
+        except ClusterError as error:
+            self._wait_for_machines(due, error)
             return
         try:
             if not self._fleet.meeting():
@@ -279,17 +302,31 @@ class Supervisor:
         except ClusterError as error:
             self._cannot_start(due[0], error)
             return
+        self._waiting = False
         self._record()  # before: were this process killed meanwhile, the next must know where to look
         for seat in due:
             try:
                 self._fleet.start_agent(seat)
+                self._guard.begins(seat.node)
             except ClusterError as error:
                 self._cannot_start(seat, error)
         self._record()
 
+    def _wait_for_machines(self, due: list[Seat], error: ClusterError) -> None:
+        """Ask again later: by the budget of such incidents, or as long as the deadline allows."""
+        now, waits = self._clock.now(), isinstance(error, Waits)
+        for seat in due:
+            seat.due = now + ASK_AGAIN_S if waits else None
+        if not waits:
+            self._incidents.add(now, Sign("capacity", str(error), self._clock.time()))
+        elif not self._waiting:
+            self._note(str(error))
+        self._waiting = waits
+
     def _cannot_start(self, seat: Seat, error: ClusterError) -> None:
         seat.due, seat.failures = None, seat.failures + 1
-        self._incidents.add(self._clock.now(), Sign("lost", str(error), self._clock.time(), node=seat.node.name))
+        kind: Kind = "capacity" if isinstance(error, Unreachable) else "lost"  # it may come back, some time
+        self._incidents.add(self._clock.now(), Sign(kind, str(error), self._clock.time(), node=seat.node.name))
 
     # -- deciding -------------------------------------------------------------------------------------------------
 
@@ -298,8 +335,8 @@ class Supervisor:
         if decision is None:
             return None
         if decision.cause.kind == "hardware":
-            self._exclude(decision)
-        if decision.verdict and not self._finished():
+            self._places.exclude(decision.cause, for_good=bool(decision.verdict))
+        if decision.verdict and not is_done(self._runs):
             return Outcome("failed", *decision.verdict)
         self._note(decision.note)
         self._retry(decision)
@@ -309,38 +346,13 @@ class Supervisor:
         """Let everything that is down start after the delay; what runs is stopped first, unless one agent died."""
         delay, cause = decision.retry.delay_s, decision.cause
         seat = self._fleet.seat(cause.node)
-        if delay and not (cause.kind == "lost" and seat and seat.agent is None):
+        if delay and not (cause.kind in ("lost", "capacity") and seat and seat.agent is None):
             self._fleet.stop(self._grace_s)
             self._fleet.kill()
         for each in self._fleet.seats:
             if each.agent is None:
-                self._replace(each)
+                self._places.replace_failing(each)
                 each.due = self._clock.now() + delay
-
-    def _exclude(self, decision: Decision) -> None:
-        """Take a broken node out, if there is another; if not, it is tried on until the budget is spent."""
-        seat = self._fleet.seat(decision.cause.node)
-        other = replacing.spare(self._site, self._fleet.nodes) if seat else None
-        if seat is None or not (other or decision.verdict):
-            return
-        replacing.exclude(self._site, seat.node, decision.cause.message)
-        if other:
-            if seat.agent:
-                seat.agent.kill()
-                seat.agent = None
-            self._move(seat, other)
-
-    def _replace(self, seat: Seat) -> None:
-        """Put another node in the place of one on which starting keeps failing, if there is one."""
-        if seat.failures >= self._settings.node_tries:
-            other = replacing.spare(self._site, self._fleet.nodes)
-            if other:
-                self._move(seat, other)
-
-    def _move(self, seat: Seat, other: Node) -> None:
-        self._note(f"{other.name} takes the place of {seat.node.name}")
-        seat.node, seat.failures = other, 0
-        self._feed.skip(other)
 
     # -- listening ------------------------------------------------------------------------------------------------
 
@@ -369,23 +381,7 @@ class Supervisor:
         for node in self._fleet.nodes:
             for line in self._feed.agent_lines(node):
                 self._incidents.log_line(now, node.name, self._clock.time(), line)
-
-    def _guard(self, now: float) -> None:
-        """Look for ranks that hang or are slow; those that hang are killed, and their agents start them again."""
-        for note in self._watchdog.observe(now, {n.name: self._feed.beats(n) for n in self._fleet.nodes}):
-            self._note(note)
-        hung = self._watchdog.hung(now)
-        if not hung:
-            return
-        self._watchdog.acted(now)
-        slots: dict[str, list[int]] = {}
-        for at in hung.ranks:
-            slots.setdefault(at.node, []).append(at.slot)
-        self._note(f"{hung.text}; stacks are in the ranks' logs")
-        for error in self._fleet.unhang(slots):
-            self._note(str(error))
-        at = hung.ranks[0]
-        self._incidents.add(now, Sign("hang", hung.text, self._clock.time(), node=at.node, rank=at.rank))
+                self._guard.hear(node, line)
 
     def _verdict(self) -> Outcome:
         outcome = of_work(self._run, self._runs)

@@ -5,6 +5,7 @@ Only the caller's clock counts: a rank moves when its slot is seen to change, wh
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
 from statistics import median
@@ -120,13 +121,14 @@ class Watchdog:
         usual = max(median(self._times) * self._hang.factor, 2 * max(self._times))
         return max(self._hang.floor_s, usual)
 
+    def still_s(self, now: float) -> float:
+        """Return for how long no rank that can be seen has moved; for ever, if none can be seen."""
+        return min((now - s.moved_at for s in self._seen.values()), default=math.inf)
+
     def hung(self, now: float) -> Hung | None:
         """Return who hangs, None if the run moves or may be silent for longer."""
-        limit = self.limit_s()
-        if not self._seen or limit <= 0:
-            return None
-        silent = now - max(s.moved_at for s in self._seen.values())
-        if silent < limit:
+        limit, silent = self.limit_s(), self.still_s(now)
+        if not self._seen or limit <= 0 or silent < limit:
             return None
         ranks = self._culprits(now)
         return Hung(ranks, silent, self._spell(ranks, silent, limit))

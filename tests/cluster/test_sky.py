@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster import ClusterError, Command, Node, Rented, Unreachable, open_cluster
+from cluster import ClusterError, Command, Node, Rented, TwoKinds, Unreachable, open_cluster
 from cluster._sky_rent import Landlord
 from cluster._sky_task import parse_settings
 from cluster._ssh_link import close_links
@@ -89,6 +89,20 @@ def ready(cluster: SkyCluster, run: str, count: int) -> list[Node]:
 
 def program(cluster: SkyCluster, node: Node, source: str) -> Any:
     return cluster.start(node, Command("program", (node.python, "-c", source), {}))
+
+
+def test_other_kind_of_machines_is_launched_when_it_is_preferred(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    assert isinstance(cluster, TwoKinds)
+    assert cluster.holds_spot("run") is None
+    cluster.prefer("run", spot=False)
+    ready(cluster, "run", 1)
+    assert cluster.holds_spot("run") is False
+    cluster.prefer("run", spot=True)
+    ready(cluster, "run", 1)
+    assert cluster.holds_spot("run") is False, "what is rented stays"
+    ready(cluster, "other", 1)
+    assert cluster.holds_spot("other") is True, "as the settings say"
 
 
 def test_nothing_is_rented_before_a_node_is_made_ready(own_bed: Bed) -> None:

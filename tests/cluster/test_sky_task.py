@@ -110,3 +110,12 @@ def test_rent_comes_back_as_it_was_written() -> None:
     nodes = (Node("a", "10.0.0.1", "/w/a", "py", "/p"),)
     rent = Rent(3, ("a",), ("10.0.0.1",), 7, Offer("AWS", "m", 1, False, 0.5), nodes)
     assert decode(encode(rent)) == rent
+
+
+def test_kind_that_is_preferred_goes_over_what_the_settings_say() -> None:
+    resources = {"use_spot": True, "any_of": [{"infra": "aws", "use_spot": False}, {"infra": "gcp"}]}
+    found = words.of_kind(resources, spot=False)
+    assert [found["use_spot"], *(choice["use_spot"] for choice in found["any_of"])] == [False] * 3
+    assert [choice["infra"] for choice in found["any_of"]] == ["aws", "gcp"]
+    assert resources["use_spot"] is True, "the settings stay"
+    assert words.of_kind({"infra": "aws"}, spot=True) == {"infra": "aws", "use_spot": True}

@@ -154,10 +154,14 @@ def test_code_is_sent_once_and_a_change_alone_after_that(
     assert ", 1 sent" in capsys.readouterr().err
     assert (Path(second.project) / "code.py").read_text() == "VERSION = 2\n"
     assert (before / "code.py").read_text() == "VERSION = 1\n"
+    os.utime(f"{before}.json", (0, 0))
+    third = prepared(server, project, keep=1)
+    assert not before.exists(), "what is old is removed"
+    assert Path(third.project).resolve() == Path(second.project).resolve()
 
 
-def prepared(server: Sshd, project: Path) -> Node:
-    cluster = connect(server, project)
+def prepared(server: Sshd, project: Path, **settings: Any) -> Node:
+    cluster = connect(server, project, **settings)
     node = cluster.nodes("code", 1)[0]
     cluster.make_ready(node)
     return node

@@ -47,7 +47,7 @@ def test_nodes_own_side_is_python_that_older_hosts_have() -> None:
     """By the grammar; that it runs there is seen where such an interpreter is at hand."""
     import ast
 
-    for module in ("_machine", "_host", "_host_files", "_host_processes"):
+    for module in ("_machine", "_host", "_host_files", "_host_processes", "_host_prune"):
         source = (Path(_host.__file__).parent / f"{module}.py").read_text()
         ast.parse(source, feature_version=(3, 8))
         assert "from __future__ import annotations" in source
@@ -127,6 +127,7 @@ def test_nodes_are_called_after_their_hosts() -> None:
         ({"hosts": ["a"], "slots": True}, "slots is True, and should be a whole number"),
         ({"hosts": ["a"], "slots": 0}, "slots is 0"),
         ({"hosts": ["a"], "port": 70000}, "port is 70000"),
+        ({"hosts": ["a"], "keep": -1}, "keep is -1"),
         ({"hosts": ["-oProxyCommand=x"]}, "'-oProxyCommand=x' is no host"),
         ({"hosts": ["a", "a"]}, "named twice"),
         ({"hosts": ["a"], "python": "py thon"}, "a path without spaces"),

@@ -131,6 +131,20 @@ def test_killed_agents_attendant_ships_the_last_lines_and_ends(tmp_path: Path, f
     assert stored(runs(tmp_path))["00001-00000"] == b"the last line"
 
 
+def test_attendant_that_alone_dies_is_started_again(tmp_path: Path, folder: Path) -> None:
+    def beside() -> list[psutil.Process]:
+        living = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in living if "fgtrain.attendant" in p.cmdline()]
+
+    with attended(str(tmp_path / "store"), "r", str(folder), "node0"):
+        [first] = beside()
+        os.kill(first.pid, signal.SIGKILL)
+        wait_for(lambda: [p for p in beside() if p.pid != first.pid], "another is there")
+        (folder / "logs" / "00001-00000.log").write_text("hello")
+    assert stored(runs(tmp_path))["00001-00000"] == b"hello"
+    assert beside() == []
+
+
 def test_attendant_minds_no_signal_of_its_own(tmp_path: Path, folder: Path) -> None:
     """A scheduler signals every process of a job; the log must still be shipped to the end."""
     with attended(str(tmp_path / "store"), "r", str(folder), "node0"):

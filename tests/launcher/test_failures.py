@@ -6,8 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgtrain.notice import LEAVES
 from fgtrain.runstore import Failure
-from launcher.failures import KINDS, Poison, Sign, cause, classify_exit, classify_text, sign_of, spell_exit, worker_exit
+from launcher.failures import (
+    KINDS,
+    Poison,
+    Sign,
+    agents_word,
+    cause,
+    classify_exit,
+    classify_text,
+    sign_of,
+    spell_exit,
+    tells_of_a_join,
+    worker_exit,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +78,45 @@ def test_worker_that_could_speak_for_itself_explains_nothing_by_its_exit_status(
     assert (sign.kind, sign.peer) == ("lost", True)
 
 
+def test_worker_that_left_when_asked_to_says_so_in_words_and_explains_nothing() -> None:
+    sign = worker_exit("node0", 5.0, "failed (exitcode: 75) local_rank: 0 (pid: 7) of binary: x")
+    assert sign is not None
+    assert (sign.kind, sign.peer, sign.asked) == ("preemption", True, True)
+    assert sign.message == "a worker of node0 (local rank 0) left when asked to, its snapshot committed"
+
+
+@pytest.mark.parametrize("code", [75, 76, 137])
+def test_exit_codes_with_a_meaning_are_told_in_words(code: int) -> None:
+    assert len(spell_exit(code).partition(f"exit code {code}: ")[2]) > 10
+
+
+SAID = "02:08:48 agent 32056: "
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (SAID + "node1 silent for 3.0 s", ("lost", "node1", "node1 silent for 3.0 s")),
+        (SAID + "round 0 is over: node1 silent for 3.0 s", ("lost", "node1", "node1 silent for 3.0 s")),
+        (SAID + "a-1, b.2 silent for 12.1 s", ("lost", "a-1", "a-1, b.2 silent for 12.1 s")),
+        (SAID + LEAVES, ("preemption", "node0", "node0 left after a notice")),
+        (SAID + "round 1: node rank 0 of 2 after node1 silent for 3.0 s", None),
+        (SAID + "cut off: no answer from the store that agents meet in for 3.1 s", None),
+    ],
+)
+def test_agents_name_the_node_that_is_gone(line: str, said: tuple[str, str, str] | None) -> None:
+    sign = agents_word("node0", 5.0, line)
+    assert (sign and (sign.kind, sign.node, sign.message)) == said
+
+
+def test_agents_tell_of_a_join() -> None:
+    assert tells_of_a_join(SAID + "round 2: node rank 0 of 2 after nodes join")
+    assert not tells_of_a_join(SAID + "round 2: node rank 0 of 2 after node1 left")
+
+
 def test_other_lines_of_the_log_are_no_signs() -> None:
-    assert worker_exit("node1", 5.0, "[agent] worker group successfully finished.") is None
+    line = "[agent] worker group successfully finished."
+    assert worker_exit("node1", 5.0, line) is agents_word("node1", 5.0, line) is None
 
 
 def reported(kind: str, message: str = "boom", **more: object) -> Failure:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgtrain.notice import LEAVES
 from launcher.failures import KINDS, Sign
-from launcher.incidents import SETTLE_S, Incidents
+from launcher.incidents import PEERS_S, SETTLE_S, Incidents
 from launcher.supervision import Supervision, changed
 
 LINE = "failed (exitcode: {}) local_rank: 0 (pid: 7) of binary: python"
@@ -58,6 +59,53 @@ def test_smaller_micro_batches_at_the_same_step_spend_no_other_budget() -> None:
         assert decision is not None
         assert (decision.cause.kind, decision.retry.allowed, decision.retry.delay_s) == ("fitted", True, 0.0)
         assert decision.verdict is None
+
+
+SAID = "02:08:48 agent 32056: "
+
+
+@pytest.mark.parametrize("code", [1, 75])
+def test_node_that_leaves_is_named_and_not_the_one_that_stays(incidents: Incidents, code: int) -> None:
+    incidents.log_line(10.0, "stays", 5.0, LINE.format(code))
+    assert incidents.decide(10.0 + SETTLE_S) is None, "whoever follows others waits for word of them"
+    incidents.log_line(12.0, "goes", 7.0, SAID + LEAVES)
+    decision = incidents.decide(12.0)
+    assert decision is not None
+    assert decision.cause.node == "goes"
+    assert decision.note == "preemption: goes left after a notice; try 1 of 1000"
+    incidents.gone(24.0, Sign("preemption", "goes left after a notice", node="goes"), again=False)
+    assert incidents.decide(99.0) is None, "its agent's end, some time later, is no news"
+
+
+def test_node_that_fell_silent_is_named_and_not_the_one_that_lost_it(incidents: Incidents) -> None:
+    incidents.log_line(10.0, "a", 5.0, LINE.format(1))
+    for number, node in enumerate("ac"):
+        incidents.log_line(13.0 + number, node, 8.0, SAID + "b silent for 3.0 s")
+    decision = incidents.decide(15.0)
+    assert decision is not None
+    assert (decision.cause.node, decision.note) == ("b", "lost: b silent for 3.0 s; try 1 of 3")
+    incidents.log_line(15.5, "d", 5.0, SAID + "b silent for 3.1 s")
+    assert incidents.decide(99.0) is None
+
+
+def test_agent_that_died_is_not_lost_again_when_it_is_found_silent(incidents: Incidents) -> None:
+    for now in (10.0, 14.0):
+        incidents.gone(now, lost(node="b"), again=True)
+        assert incidents.decide(now + SETTLE_S) is not None, "each death counts"
+    incidents.log_line(17.0, "a", 5.0, SAID + "b silent for 3.0 s")
+    assert incidents.decide(99.0) is None
+
+
+def test_workers_that_leave_for_nodes_that_join_are_no_incident(incidents: Incidents) -> None:
+    incidents.log_line(10.0, "a", 5.0, LINE.format(75))
+    incidents.log_line(11.0, "a", 5.0, SAID + "round 2: node rank 0 of 2 after nodes join")
+    assert incidents.decide(99.0) is None
+    assert incidents.open_nodes == set()
+
+
+def test_followers_alone_are_decided_on_in_the_end(incidents: Incidents) -> None:
+    incidents.log_line(10.0, "a", 5.0, LINE.format(1))
+    assert incidents.decide(10.0 + PEERS_S) is not None
 
 
 def test_late_word_on_an_attempt_that_was_decided_on_is_no_new_incident(incidents: Incidents) -> None:
@@ -122,7 +170,7 @@ def test_every_sign_is_decided_on_at_most_once_and_nothing_stays_open(events: li
             decided += len(decision.signs)
         incidents.add(now, sign)
     for _ in range(len(events) + 1):
-        now += SETTLE_S
+        now += PEERS_S
         if decision := incidents.decide(now):
             assert decision.cause in decision.signs
             decided += len(decision.signs)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from cluster import Command
+from fgtrain.notice import LEAVES
 from fgtrain.plan import World
 from fgtrain.runstore import Failure, RunStore
 from fgtrain.stores import open_store
@@ -32,16 +33,24 @@ STEPS = 40
 class Scene:
     """One run on two of three hosts."""
 
-    def __init__(self, *settings: str, hosts: int = 3, lasting: bool = True) -> None:
+    def __init__(
+        self,
+        *settings: str,
+        hosts: int = 3,
+        lasting: bool = True,
+        steps: int = STEPS,
+        cluster: Callable[[FakeClock], FakeCluster] | None = None,
+    ) -> None:
         self.clock = FakeClock()
-        self.cluster = FakeCluster(self.clock, hosts, lasting=lasting)
+        self.cluster = cluster(self.clock) if cluster else FakeCluster(self.clock, hosts, lasting=lasting)
         self.runs = RunStore(open_store(f"memory://supervisor-{next(NUMBERS)}"), "run")
         base = run_file()
         self.world = World(2, 1)
-        self.run = msgspec.structs.replace(base, plan=msgspec.structs.replace(base.plan, steps=STEPS))
+        plan = msgspec.structs.replace(base.plan, steps=steps)
+        self.run = msgspec.structs.replace(base, plan=plan, created=self.clock.time())
         self.runs.create("run.json", self.run)
         self.runs.write(KEY, changed(Supervision(), settings))
-        self.training = FakeTraining(self.cluster, self.runs, self.world, STEPS)
+        self.training = FakeTraining(self.cluster, self.runs, self.world, steps)
         self.notes: list[str] = []
 
     def supervisor(self) -> Supervisor:
@@ -250,6 +259,80 @@ def test_silence_of_a_node_is_told_and_is_no_death() -> None:
     assert len(scene.cluster.started("agent")) == 2
 
 
+def cut(scene: Scene, host: str) -> Callable[[FakeTraining], None]:
+    """Return a fault: a host's network is cut, all that runs there goes on alone."""
+
+    def fault(training: FakeTraining) -> None:
+        scene.cluster.quiet.add(host)
+        training.out |= {p.pid for p in scene.cluster.running("agent") if p.node.name == host}
+
+    return once(fault)
+
+
+def test_node_that_is_cut_off_for_good_gives_its_place_to_another() -> None:
+    scene = Scene("silent_s=30")
+    scene.training.faults[7] = cut(scene, "host1")
+    scene.training.faults[20] = once(lambda t: scene.cluster.quiet.clear())
+    assert scene.supervise().state == "finished"
+    assert scene.noted("host2 takes the place of host1")
+    assert scene.noted("lost: host1 was silent for 30 s, and is given up")
+    old, new = scene.cluster.started("agent", "host1")[0], scene.cluster.started("agent", "host2")[0]
+    assert new.started - scene.training.began[0][0] > 30
+    assert len(scene.cluster.started("agent", "host0")) == 1, "who stays is left alone"
+    assert old.code == -signal.SIGKILL, "what was given up is killed when its node answers again"
+    assert list(exclusions.of_user()) == []
+
+
+def test_node_that_is_cut_off_is_waited_for_when_there_is_no_other() -> None:
+    scene = Scene("silent_s=30", hosts=2)
+    scene.training.faults[7] = cut(scene, "host1")
+
+    def heal() -> None:
+        scene.cluster.quiet.clear()
+        scene.training.out.clear()
+        back = scene.cluster.running("agent")[1].node
+        scene.cluster.append(back, "agent.log", "02:12:00 agent 7: round 1: node rank 1 of 2\n")
+
+    scene.at(2000.0, heal)
+    assert scene.supervise().state == "finished"
+    assert len(scene.cluster.started("agent")) == 2
+    assert not scene.noted("hang"), "who waits does not hang"
+
+
+def test_agent_that_is_silent_for_good_on_a_node_that_answers_is_started_anew() -> None:
+    scene = Scene("silent_s=30")
+    scene.training.faults[7] = once(lambda t: t.out.add(scene.cluster.running("agent")[1].pid))
+    assert scene.supervise().state == "finished"
+    assert [p.code for p in scene.cluster.started("agent", "host1")] == [-signal.SIGKILL, 0]
+    assert scene.cluster.started("agent", "host2") == []
+
+
+def test_run_that_waits_for_room_does_not_hang() -> None:
+    scene = Scene("capacity.base_s=200", "capacity.cap_s=200")
+    scene.training.faults[7] = once(lambda t: t.fail("OSError: [Errno 28] No space left on device"))
+    assert scene.supervise().state == "finished"
+    assert max(gaps(scene)) > 100
+    assert not scene.noted("hang")
+
+
+def test_agents_meet_anew_when_the_node_that_they_met_on_is_given_up() -> None:
+    scene = Scene("silent_s=30")
+    scene.training.faults[7] = cut(scene, "host0")
+    scene.training.faults[20] = once(lambda t: scene.cluster.quiet.clear())
+    assert scene.supervise().state == "finished"
+    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host2"]
+    assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
+
+
+def test_node_that_is_silent_to_the_supervisor_alone_is_not_given_up() -> None:
+    scene = Scene("silent_s=10")
+    scene.at(10.0, lambda: scene.cluster.quiet.add("host1"))
+    scene.at(40.0, lambda: scene.cluster.quiet.clear())
+    assert scene.supervise().state == "finished"
+    assert len(scene.cluster.started("agent")) == 2
+    assert len(scene.training.began) == 1
+
+
 def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:
     scene = Scene()
     scene.training.faults[7] = once(lambda t: scene.cluster.running("agent")[1].end(75))
@@ -257,6 +340,21 @@ def test_node_that_leaves_after_a_notice_gives_its_place_to_another() -> None:
     assert scene.noted("host2 takes the place of host1")
     assert scene.noted("preemption: host1 left after a notice")
     assert len(scene.cluster.started("agent", "host0")) == 1
+
+
+def test_of_nodes_whose_workers_left_together_the_one_that_goes_is_named() -> None:
+    scene = Scene()
+
+    def told(training: FakeTraining) -> None:
+        staying, going = scene.cluster.running("agent")
+        training.die(75)
+        scene.cluster.append(going.node, "agent.log", f"02:08:48 agent 7: {LEAVES}\n")
+        scene.at(10.0, lambda: going.end(75))  # its last lines take long to ship
+
+    scene.training.faults[7] = once(told)
+    assert scene.supervise().state == "finished"
+    assert [n for n in scene.notes if "preemption" in n] == ["preemption: host1 left after a notice; try 1 of 1000"]
+    assert scene.noted("host2 takes the place of host1")
 
 
 def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:

@@ -9,6 +9,7 @@ import pytest
 from fgtrain.lease import LEASE, read_spend
 from fgtrain.limits import Limits
 from launcher.outcome import Outcome
+from launcher.status import read_status
 from tests.launcher.test_supervisor import Scene
 
 
@@ -42,6 +43,28 @@ def test_time_without_a_supervisor_is_not_counted() -> None:
     scene.runs.write("limits.json", Limits(max_hours=1.0))
     scene.clock.sleep(7200.0)
     assert scene.supervise().state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (Limits(max_cost=20.0), "--max-cost 20 is reached: 2"),
+        (Limits(max_hours=0.005), "--max-hours 0.005 is reached after 0.01 h"),
+    ],
+)
+def test_run_that_reaches_a_limit_ends_at_a_step_boundary_with_a_commit_and_says_why(limits: Limits, why: str) -> None:
+    scene = Scene()
+    scene.cluster.gentle, scene.training.commits = True, False  # but for the last one
+    scene.runs.write("limits.json", limits)
+    outcome = scene.supervise()
+    assert (outcome.state, outcome.exit_code) == ("stopped", 1)
+    assert outcome.message.startswith(why)
+    assert [p.code for p in scene.cluster.started("agent")] == [75, 75], "nobody is killed"
+    assert scene.training.committed == scene.training.step
+    assert scene.training.committed > 10
+    status = read_status(scene.runs)
+    assert status is not None
+    assert (status.state, status.message) == ("stopped", outcome.message)
 
 
 def test_run_that_takes_no_step_lets_its_nodes_go() -> None:

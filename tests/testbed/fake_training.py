@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Node
+from cluster import ClusterError, Command, Hardware, Node, Offer, Unreachable
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -42,6 +42,7 @@ class FakeProcess:
         self.cluster, self.node, self.command = cluster, node, command
         self.pid, self.code = next(PIDS), None if command.name in ("agent", "rendezvous") else 0
         self.started: float = 0.0
+        self.asked = False  # to leave at the next step boundary
 
     def poll(self) -> int | None:
         return self.code
@@ -50,11 +51,13 @@ class FakeProcess:
         return self.code
 
     def terminate(self) -> None:
-        if not self.cluster.cut_off:
+        if self.cluster.gentle and self.command.name == "agent":
+            self.asked = True
+        elif not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
 
     def kill(self) -> None:
-        if not self.cluster.cut_off:
+        if not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(-signal.SIGKILL)
 
     def end(self, code: int) -> None:
@@ -70,11 +73,13 @@ class FakeCluster:
         self.hosts = [f"host{i}" for i in range(hosts)]
         self.down: set[str] = set()
         self.quiet: set[str] = set()  # their programs go on, but they do not answer
+        self.gentle = False  # agents that are told to end take a last snapshot first
         self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
         self.files: dict[tuple[str, str], bytes] = {}
         self._ports = count(20000)
+        self._quiet_since: dict[str, float] = {}
 
     def nodes(self, run: str, count: int) -> list[Node]:
         if count > len(self.hosts):
@@ -91,7 +96,10 @@ class FakeCluster:
         return [Hardware(2, ()) for _ in nodes]
 
     def silence_s(self, node: Node) -> float:
-        return 60.0 if node.name in self.quiet else 0.0
+        if node.name not in self.quiet:
+            self._quiet_since.pop(node.name, None)
+            return 0.0
+        return self.clock.now() - self._quiet_since.setdefault(node.name, self.clock.now() - 1.0)
 
     def free_port(self, node: Node) -> int:
         self._reach(node)
@@ -116,7 +124,7 @@ class FakeCluster:
         return next((p for p in reversed(self.running(name)) if p.node.name == node.name), None)
 
     def read(self, node: Node, name: str, offset: int) -> bytes:
-        return self.files.get((node.folder, name), b"")[offset:]
+        return b"" if node.name in self.quiet else self.files.get((node.folder, name), b"")[offset:]
 
     # -- for tests ------------------------------------------------------------------------------------------------
 
@@ -130,8 +138,48 @@ class FakeCluster:
         self.files[node.folder, name] = self.files.get((node.folder, name), b"") + text.encode()
 
     def _reach(self, node: Node) -> None:
-        if node.name in self.down or self.cut_off:
-            raise ClusterError(f"{node.name} cannot be reached")
+        if node.name in self.down | self.quiet or self.cut_off:
+            raise Unreachable(f"{node.name} cannot be reached")
+
+
+class RentingCluster(FakeCluster):
+    """Machines of two kinds for rent. While `none` names a kind, that is not to be had."""
+
+    def __init__(self, clock: FakeClock, hosts: int) -> None:
+        super().__init__(clock, hosts)
+        self.none: set[str] = set()
+        self.rented: list[tuple[float, str]] = []  # when, and which kind
+        self._spot, self._held = True, ""
+
+    def prefer(self, run: str, *, spot: bool) -> None:
+        self._spot = spot
+
+    def holds_spot(self, run: str) -> bool | None:
+        return self._held == "spot" if self._held else None
+
+    def offers(self, count: int) -> list[Offer]:
+        return []
+
+    def give_back(self, run: str) -> None:
+        self._held = ""
+
+    def renew(self, node: Node) -> Node:
+        self.make_ready(node)
+        return node
+
+    def make_ready(self, node: Node) -> None:
+        kind = "spot" if self._spot else "on-demand"
+        if not self._held:
+            if kind in self.none:
+                raise ClusterError(f"no {kind} machines")
+            self._held = kind
+            self.rented.append((self.clock.now(), kind))
+
+    def take_away(self) -> None:
+        """Everything that is rented is lost."""
+        self._held = ""
+        for process in self.processes:
+            process.end(-signal.SIGKILL)
 
 
 class FakeTraining:
@@ -147,6 +195,7 @@ class FakeTraining:
         self.attempt = self.committed = 0
         self.step: int | None = None
         self.frozen: set[int] = set()
+        self.out: set[int] = set()  # process IDs of agents that are silent to the others
         self._members: list[FakeProcess] = []
         self._since = cluster.clock.now()
         self._ticks = 0
@@ -183,6 +232,8 @@ class FakeTraining:
     def _move(self) -> None:
         now = self._cluster.clock.now()
         agents = self._cluster.running("agent")
+        self._strike_out()
+        agents = [a for a in agents if a.pid not in self.out]
         if self.step is not None and any(a.code is not None for a in self._members):
             self.step = None
         if self.step is None:
@@ -195,6 +246,16 @@ class FakeTraining:
         if self.step is not None:
             self._beat()
 
+    def _strike_out(self) -> None:
+        silent = [a.node.name for a in self._members if a.pid in self.out]
+        if self.step is None or not silent:
+            return
+        for agent in self._members:
+            if agent.pid not in self.out:
+                line = f"02:08:48 agent {agent.pid}: {', '.join(silent)} silent for 3.0 s\n"
+                self._cluster.append(agent.node, "agent.log", line)
+        self.step = None
+
     def _maybe_begin(self, now: float, agents: list[FakeProcess]) -> None:
         here = {a.node.name: a for a in agents}
         endpoints = {a.command.argv[5] for a in agents}
@@ -205,6 +266,9 @@ class FakeTraining:
             self.attempt += 1
             self.step, self._since, self.frozen = self.committed, now, set()
             self.began.append((now, self.committed))
+            for rank, agent in enumerate(self._members):
+                line = f"02:08:48 agent {agent.pid}: round {self.attempt}: node rank {rank} of {len(here)}\n"
+                self._cluster.append(agent.node, "agent.log", line)
             record = Attempt(attempt=self.attempt, step=self.step, world=self._world.size, started=now)
             self._runs.create(f"attempts/{self.attempt:05d}.json", record)
             self._event("attempt", attempt=self.attempt, step=self.step, steps=self._steps, world=self._world.size)
@@ -220,8 +284,17 @@ class FakeTraining:
             self._runs.write("result.json", Result(step=self.step, weights="", last={}, best={}, bad_images=0))
             for agent in self._members:
                 agent.end(0)
+        elif any(agent.asked for agent in self._members):
+            self._leave()
         elif fault := self.faults.get(self.step):
             fault(self)
+
+    def _leave(self) -> None:
+        assert self.step is not None
+        self.committed = self.step
+        self._event("snapshot", step=self.step, bytes_new=0)
+        for agent in self._members:
+            agent.end(75)
 
     def _event(self, kind: str, **fields: object) -> None:
         line = json.dumps({"event": kind, "time": self._cluster.clock.time(), **fields})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +78,19 @@ def test_rehearsal_accounts_for_all_its_time_and_the_model_agrees(runs: Runs, tm
     assert abs(real["goodput"] - model["goodput"]) <= TOLERANCE
     assert report["cost"] == pytest.approx(2 * report["node_hours"])
     assert not list(Path(runs.store.removeprefix("file://")).glob("runs/*"))  # a rehearsal keeps nothing
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("notice", [(), ("--notice", "5")])
+def test_nodes_of_a_trace_join_and_leave_an_elastic_run(runs: Runs, tmp_path: Path, notice: tuple[str, ...]) -> None:
+    trace = tmp_path / "trace.json"
+    trace.write_text(json.dumps({"metadata": {"gap_seconds": 2700}, "data": [1, 2, 1, 2]}))
+    settings = ("--set", "epochs=1e4", "--set", "loader.workers=0", "--set", "evaluate.every_epochs=0")
+    words = ("--trace", str(trace), "--nodes", "1:2", "--gpus", "1", *notice)
+    done = runs.call("rehearse", "recipes/quickstart.py", *words, *settings)
+    assert done.returncode == 0, done.stderr
+    worlds = [int(n) for n in re.findall(r"attempt \d+: from .*, (\d) processes", done.stdout)]
+    changes = [pair for pair in itertools.pairwise(worlds) if pair[0] != pair[1]]
+    assert worlds[0] == 1
+    assert changes == [(1, 2), (2, 1), (1, 2)], done.stdout
+    assert ("left after a notice" in done.stdout) == bool(notice)

@@ -1,0 +1,156 @@
+"""Spot or on-demand in a live run: asked for at each renting so that the deadline is met, and counted by its price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgtrain.lease import read_spend
+from fgtrain.limits import Limits
+from launcher.buying import Aim, Pace, Pacer, wanted
+from launcher.deadline import Capacity
+from launcher.outcome import Outcome
+from tests.launcher.test_supervisor import Scene
+from tests.testbed.fake_training import FakeTraining, RentingCluster
+
+AIM = Aim(steps=1000, begun=0.0, deadline=2000.0)
+PACE = Pace(step_s=1.0, changeover_s=50.0)
+
+
+@pytest.fixture(autouse=True)
+def priced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "clusters.toml"
+    file.write_text('[lab]\nkind = "ssh"\nprice_per_node_hour = { spot = 1800, on_demand = 5400 }\n')
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(file))
+    monkeypatch.setenv("FGLAUNCH_WORK", str(tmp_path / "work"))
+
+
+def test_pace_is_learned_from_steps_and_not_from_what_lies_between_attempts() -> None:
+    pacer = Pacer(Pace())
+    for now, attempt, step in [(0, 0, 0), (40, 1, 1), (42, 1, 2), (46, 1, 4), (47, 1, 4)]:
+        pacer.look(now, attempt, step)
+    assert pacer.pace == Pace(step_s=2.0, changeover_s=40.0)
+    for now, attempt, step in [(60, 1, 4), (100, 2, 4), (103, 2, 5), (105, 2, 6)]:
+        pacer.look(now, attempt, step)
+    assert pacer.pace == Pace(step_s=2.0, changeover_s=103.0 - 46.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100.0), st.integers(0, 1), st.integers(0, 5)), max_size=40))
+def test_pace_is_never_negative(moves: list[tuple[float, int, int]]) -> None:
+    pacer, now, attempt, step = Pacer(Pace()), 0.0, 1, 0
+    for pause, again, steps in moves:
+        now, attempt, step = now + pause, attempt + again, step + steps
+        pacer.look(now, attempt, step)
+    assert min(pacer.pace) >= 0
+
+
+@pytest.mark.parametrize(
+    ("pace", "now", "step", "spot", "kind"),
+    [
+        pytest.param(Pace(), 0.0, 0, True, Capacity.SPOT, id="nothing known: spot"),
+        pytest.param(Pace(), 0.0, 0, False, Capacity.ON_DEMAND, id="nothing known, no spot: on-demand"),
+        pytest.param(PACE, 500.0, 400, True, Capacity.SPOT, id="ahead: spot"),
+        pytest.param(PACE, 500.0, 400, False, Capacity.NONE, id="ahead, no spot: wait"),
+        pytest.param(PACE, 500.0, 100, False, Capacity.ON_DEMAND, id="behind, no spot: on-demand"),
+        pytest.param(PACE, 1500.0, 600, True, Capacity.ON_DEMAND, id="no time to lose: on-demand"),
+        pytest.param(PACE._replace(changeover_s=0.0), 900.0, 400, True, Capacity.ON_DEMAND, id="changeover assumed"),
+    ],
+)
+def test_kind_follows_the_policy(pace: Pace, now: float, step: int, spot: bool, kind: Capacity) -> None:
+    assert wanted(AIM, pace, now, step, spot=spot) is kind
+
+
+def scene(deadline_s: float | None) -> tuple[Scene, RentingCluster]:
+    """A run of 1,000 steps, one a second, on rented machines."""
+    made: list[RentingCluster] = []
+
+    def cluster(clock: object) -> RentingCluster:
+        made.append(RentingCluster(clock, 3))  # type: ignore[arg-type]
+        return made[0]
+
+    found = Scene(steps=1000, cluster=cluster)
+    if deadline_s is not None:
+        found.runs.write("limits.json", Limits(deadline=found.run.created + deadline_s))
+    return found, made[0]
+
+
+def lost(cluster: RentingCluster, *gone: str) -> object:
+    """Return a fault: the machines are taken away, once, and these kinds are not to be had any more."""
+    met: list[bool] = []
+
+    def fault(training: FakeTraining) -> None:
+        if not met:
+            met.append(True)
+            cluster.none |= set(gone)
+            cluster.take_away()
+
+    return fault
+
+
+def kinds(cluster: RentingCluster) -> list[str]:
+    return [kind for _, kind in cluster.rented]
+
+
+def test_lost_spot_machines_are_replaced_by_spot_ones_while_there_is_time() -> None:
+    run, cluster = scene(10_000.0)
+    run.training.faults[200] = lost(cluster)  # type: ignore[assignment]
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["spot", "spot"]
+    assert not run.noted("on-demand")
+
+
+def test_run_ahead_of_its_pace_waits_for_spot_machines_and_pays_nothing_meanwhile() -> None:
+    run, cluster = scene(10_000.0)
+    run.training.faults[300] = lost(cluster, "spot")  # type: ignore[assignment]
+    run.at(1300.0, cluster.none.clear)
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["spot", "spot"]
+    assert cluster.rented[1][0] >= 2300.0
+    assert [n for n in run.notes if "no spot machines" in n] == [
+        "no spot machines (no spot machines); the deadline leaves time to wait for them"
+    ]
+    spend = read_spend(run.runs)
+    assert spend.cost is not None
+    assert 1000 < spend.cost < 1200, "two nodes cost one a second"
+
+
+def test_run_that_would_miss_its_deadline_goes_on_with_on_demand_machines_at_their_price() -> None:
+    run, cluster = scene(2200.0)
+    run.training.faults[300] = lost(cluster, "spot")  # type: ignore[assignment]
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["spot", "on-demand"]
+    assert run.noted("the machines are on-demand ones now")
+    assert run.clock.time() < run.run.created + 2200.0
+    waited = cluster.rented[1][0] - cluster.rented[0][0]
+    assert waited > 310, "first it waited, as it was ahead"
+    spend = read_spend(run.runs)
+    assert spend.cost is not None
+    assert 300 + 3 * 700 < spend.cost < 1.2 * (300 + 3 * 700)
+
+
+def test_tight_deadline_takes_no_risk_although_spot_machines_are_there() -> None:
+    run, cluster = scene(1050.0)
+    run.training.faults[300] = lost(cluster)  # type: ignore[assignment]
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["spot", "on-demand"]
+
+
+def test_without_a_deadline_the_settings_choose() -> None:
+    run, cluster = scene(None)
+    cluster.prefer("run", spot=False)
+    run.training.faults[300] = lost(cluster)  # type: ignore[assignment]
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["on-demand", "on-demand"]
+    spend = read_spend(run.runs)
+    assert spend.cost is not None
+    assert spend.cost > 3 * 1000, "counted by the kind that is held"
+
+
+def test_run_that_begins_without_spot_machines_begins_on_demand() -> None:
+    run, cluster = scene(10_000.0)
+    cluster.none.add("spot")
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["on-demand"]
