@@ -25,6 +25,7 @@ RECIPE = replace(
 """
 
 
+@pytest.mark.chaos
 def test_run_goes_on_with_smaller_micro_batches_and_a_restart_knows_them(tmp_path: Path) -> None:
     runs = Runs(tmp_path, PYTHONPATH=f"{TIGHT}{os.pathsep}{ROOT}")
     recipe = tmp_path / "tight.py"
