@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fgtrain import images, lifeline
+from fgtrain.cache.ready import source
 from fgtrain.data import BadImage, Images, Sample
 from fgtrain.errors import Corrupt, UserError
 from fgtrain.keyed import Order
 from fgtrain.plan import Plan, share
 from fgtrain.recipe import Recipe
+from fgtrain.source import Source
 
+T = TypeVar("T")
 
-class Item(NamedTuple):
-    """One prepared sample: its (epoch, sample index), its picture (crop, crop, 3) and its label."""
-
-    id: tuple[int, int]
-    pixels: npt.NDArray[np.uint8]
-    label: int
+_AHEAD = 256  # pictures told of before they are needed: some seconds of work, and of any network's delays
 
 
 class MicroBatch(NamedTuple):
@@ -40,40 +40,48 @@ class MicroBatch(NamedTuple):
     bad: list[BadImage]
 
 
-class Pictures(Dataset[Item | BadImage]):
+class Pictures(Dataset[MicroBatch]):
     """The samples of a split, read and cut when asked for by (epoch, sample index)."""
 
-    def __init__(self, data: Images, samples: tuple[Sample, ...], seed: int | None) -> None:
+    def __init__(self, data: Images, samples: tuple[Sample, ...], source: Source, seed: int | None) -> None:
         """Augment by `seed`, or take the centre crop if it is None."""
-        self.data, self.samples, self.seed = data, samples, seed
+        self.data, self.samples, self.source, self.seed = data, samples, source, seed
 
-    def __getitem__(self, id_: tuple[int, int]) -> Item | BadImage:
-        epoch, number = id_
-        sample = self.samples[number]
-        try:
-            pixels = self.data.read(sample)
-        except Corrupt as error:
-            return BadImage(sample.name, str(error))
+    def __getitems__(self, ids: list[tuple[int, int]]) -> MicroBatch:
+        """Prepare a micro-batch; bad pictures are left out and listed."""
+        self.source.expect([number for _, number in ids])
+        out_NHWC = _room(len(ids), self.data.crop)
+        good: list[tuple[int, int]] = []
+        bad: list[BadImage] = []
+        for id_ in ids:
+            try:
+                pixels = self.source.read(id_[1])
+            except Corrupt as error:
+                bad.append(BadImage(self.samples[id_[1]].name, str(error)))
+                continue
+            images.cut_into(out_NHWC[len(good)], pixels, self._cut(id_, pixels.shape[1], pixels.shape[0]))
+            good.append(id_)
+        labels = np.array([self.samples[number].label for _, number in good], dtype=np.int64)
+        return MicroBatch(out_NHWC[: len(good)], labels, good, bad)
+
+    def _cut(self, id_: tuple[int, int], width: int, height: int) -> images.Cut:
         if self.seed is None:
-            return Item(id_, images.centre(pixels, self.data), sample.label)
-        return Item(id_, images.augment(pixels, self.data, self.seed, epoch, number), sample.label)
+            return images.centre(self.data, width, height)
+        return images.augmented(self.data, width, height, self.seed, *id_)
 
 
-class _Collate:
-    """Stack items into a micro-batch; bad pictures are left out and listed."""
+def _room(count: int, side: int) -> torch.Tensor:
+    """Return memory for pictures, uint8 (count, side, side, 3); in a loader process it is shared from the start."""
+    shape = (count, side, side, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collation does.
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).reshape(shape)
 
-    def __init__(self, crop: int) -> None:
-        self.crop = crop
 
-    def __call__(self, items: list[Item | BadImage]) -> MicroBatch:
-        good = [i for i in items if isinstance(i, Item)]
-        pixels = np.stack([i.pixels for i in good]) if good else np.zeros((0, self.crop, self.crop, 3), np.uint8)
-        return MicroBatch(
-            torch.from_numpy(pixels),
-            np.array([i.label for i in good], dtype=np.int64),
-            [i.id for i in good],
-            [i for i in items if isinstance(i, BadImage)],
-        )
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Requests:
@@ -97,8 +105,11 @@ def training_batches(
             for micro_batch in share(plan.micro_batches, rank, size):
                 yield [order[p] for p in plan.batch(step, micro_batch)]
 
-    pictures = Pictures(_images(recipe), samples, recipe.seed)
-    return iter(_loader(recipe, pictures, _Requests(requests), pin=pin))
+    data = _images(recipe)
+    pictures = Pictures(data, samples, source(recipe, samples, "train"), recipe.seed)
+    return iter(
+        _loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, recipe.batch.micro)), pin=pin)
+    )
 
 
 def evaluation_batches(
@@ -111,7 +122,33 @@ def evaluation_batches(
         for number in chosen:
             yield [(0, i) for i in range(number * micro, min((number + 1) * micro, len(samples)))]
 
-    return iter(_loader(recipe, Pictures(_images(recipe), samples, None), _Requests(requests), pin=pin))
+    pictures = Pictures(_images(recipe), samples, source(recipe, samples, "val"), None)
+    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, micro)), pin=pin))
+
+
+def _announced(
+    recipe: Recipe, samples: tuple[Sample, ...], make: Callable[[], Iterator[list[tuple[int, int]]]], micro: int
+) -> Callable[[], Iterator[list[tuple[int, int]]]]:
+    """Have the data told of what will be read, well before a loader process asks for it; the cache needs no telling."""
+    data = _images(recipe)
+    if recipe.loader.cache != "off":
+        return make
+
+    def tell(ids: list[tuple[int, int]]) -> None:
+        data.expect([samples[number] for _, number in ids])
+
+    return lambda: announced(make(), tell, -(-_AHEAD // micro))
+
+
+def announced(items: Iterable[T], tell: Callable[[T], None], ahead: int) -> Iterator[T]:
+    """Yield items, each after the `ahead` items that follow it have been told of."""
+    told: deque[T] = deque()
+    for item in items:
+        tell(item)
+        told.append(item)
+        if len(told) > ahead:
+            yield told.popleft()
+    yield from told
 
 
 def checked(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
@@ -138,7 +175,7 @@ def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: boo
         batch_sampler=requests,
         num_workers=workers,
         prefetch_factor=recipe.loader.prefetch if workers else None,
-        collate_fn=_Collate(_images(recipe).crop),
+        collate_fn=_as_it_is,
         worker_init_fn=_settle_worker if workers else None,
         pin_memory=pin,
         multiprocessing_context="fork" if workers else None,

@@ -1,27 +1,27 @@
-"""Picture files: a structural check that decodes nothing, and a decoder that gives RGB.
+"""Picture files: data sets of them, and a structural check that decodes nothing.
 
-Shapes: H, W height and width in pixels. Formats are told by their first bytes, never by the suffix.
+Formats are told by their first bytes, never by the suffix.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from fgtrain.data import BadImage, Images, Sample
+from fgtrain.decoding import decode
 from fgtrain.errors import Corrupt
+from fgtrain.objects import ObjectPath, is_url
+from fgtrain.preparation import Preparation
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -37,18 +37,22 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_EOI, _JPEG_SOS = 0xD9, 0xDA
 
 
+Signature = tuple[int, int]
+"""By what a file is told from a changed one: its size and time of change (nanoseconds); (-1, 0): it is not there."""
+
+
 class PictureFiles(Images, frozen=True):
     """Base of the data sets whose samples are picture files below one folder."""
 
-    def folder(self) -> Path:
-        """Return the folder that the samples' names are relative to.
+    def folder(self) -> Path | ObjectPath:
+        """Return the folder, or what stands for it in a store, that the samples' names are relative to.
 
         Raises:
             UserError: it is not there.
         """
         raise NotImplementedError
 
-    def path(self, sample: Sample) -> Path:
+    def path(self, sample: Sample) -> Path | ObjectPath:
         """Return where the picture is; the file need not exist."""
         return self.folder() / sample.name
 
@@ -56,21 +60,47 @@ class PictureFiles(Images, frozen=True):
         """Find pictures that are missing, empty, truncated or not pictures, without decoding them."""
         return find_bad((sample.name, self.path(sample)) for sample in samples)
 
+    def expect(self, samples: Iterable[Sample]) -> None:
+        """See `Data.expect`: objects are fetched ahead."""
+        paths = [self.path(sample) for sample in samples] if is_url(self.root) else []
+        for path in paths:
+            if isinstance(path, ObjectPath):
+                path.objects.ahead([path.name])
+
+    def signature(self, sample: Sample) -> Signature:
+        """Return by what to tell that the file has not changed."""
+        try:
+            found = self.path(sample).stat()
+        except OSError:
+            return -1, 0
+        return found.st_size, found.st_mtime_ns
+
+    def load(self, sample: Sample) -> bytes:
+        """Return the picture file's bytes.
+
+        Raises:
+            Corrupt: the file is missing or cannot be read.
+        """
+        path = self.path(sample)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Corrupt(f"{path}: {error.strerror}") from error
+
     def read(self, sample: Sample) -> npt.NDArray[np.uint8]:
         """Decode one picture to RGB, shape (H, W, 3), see `decode`.
 
         Raises:
             Corrupt: the file is missing or cannot be decoded.
         """
-        path = self.path(sample)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Corrupt(f"{path}: {error.strerror}") from error
-        return decode(data, str(path))
+        return decode(self.load(sample), str(self.path(sample)))
+
+    def prepared(self, sample: Sample, prepare: Preparation) -> npt.NDArray[np.uint8]:
+        """See `Data.prepared`; a large JPEG is decoded at a fraction of its size."""
+        return decode(self.load(sample), str(self.path(sample)), prepare)
 
 
-def find_bad(files: Iterable[tuple[str, Path]]) -> list[BadImage]:
+def find_bad(files: Iterable[tuple[str, Path | ObjectPath]]) -> list[BadImage]:
     """Check (name, path) pairs on threads; report the bad ones in the order given."""
     todo = list(files)
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
@@ -78,14 +108,19 @@ def find_bad(files: Iterable[tuple[str, Path]]) -> list[BadImage]:
         return [bad for found in pool.map(_check, chunks) for bad in found]
 
 
-def _check(files: list[tuple[str, Path]]) -> list[BadImage]:
+def _check(files: list[tuple[str, Path | ObjectPath]]) -> list[BadImage]:
     """Check one task's files."""
     return [BadImage(name, reason) for name, path in files if (reason := flaw(path))]
 
 
-def flaw(path: Path) -> str | None:
-    """Say in a few words why a file cannot be a whole picture; None if it looks whole."""
+def flaw(path: Path | ObjectPath) -> str | None:
+    """Say in a few words why a file cannot be a whole picture; None if it looks whole.
+
+    Objects in a store are not opened: each would cost a request.
+    """
     try:
+        if isinstance(path, ObjectPath):
+            return None if path.stat().st_size else "empty"
         with path.open("rb", buffering=0) as file:
             return _file_flaw(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
@@ -235,54 +270,3 @@ _CHECKS: tuple[tuple[re.Pattern[bytes], _Check], ...] = (
     (re.compile(rb"II[*+]\0|MM\0[*+]"), _tiff_flaw),
     (re.compile(rb"GIF8[79]a"), _gif_flaw),
 )
-
-
-def decode(data: bytes, where: str) -> npt.NDArray[np.uint8]:
-    """Decode a picture to RGB uint8, shape (H, W, 3), writable.
-
-    The EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled down to 8 bits; of
-    an animation the first frame is taken. It works on bytes, so what the file is called does not matter.
-
-    Raises:
-        Corrupt: the message begins with `where` and says what is wrong.
-    """
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(data)) as image:
-            image.load()
-            _turn_upright(image)
-            return np.array(_rgb(image))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's parsers let out whatever broken bytes lead to, of many types
-        raise Corrupt(f"{where}: cannot be decoded: {error}".replace("\n", " ")) from error
-
-
-def _turn_upright(image: Image) -> None:
-    """Apply the EXIF orientation in place; damaged EXIF data does not make the picture useless."""
-    from PIL import ImageOps
-
-    # As in `decode`, any type of error may come.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def _rgb(image: Image) -> Image:
-    """Convert any mode to RGB.
-
-    Raises:
-        ValueError: the mode has no agreed mapping to 8 bits (floating point, Lab).
-    """
-    from PIL import Image as pil
-
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # `convert("L")` clips at 255, which would turn a 16-bit picture white.
-        return image.convert("I").point(lambda v: v * (1 / 257), "L").convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; save the picture with 8 or 16 bits a channel")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        over = image.convert("RGBA")
-        return pil.alpha_composite(pil.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

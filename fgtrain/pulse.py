@@ -35,6 +35,7 @@ class Phase(IntEnum):
     STEP = 2
     EVALUATE = 3
     FINISH = 4
+    PREPARE = 5
 
 
 class Stage(IntEnum):
@@ -134,6 +135,11 @@ class Pulse:
     def phase(self, phase: Phase) -> None:
         """Something else begins."""
         self._phase = phase
+        self._write()
+
+    def prepares(self, done: int) -> None:
+        """This rank, or another, makes the cache of pictures; `done` changes as that goes on."""
+        self._phase, self._step = Phase.PREPARE, done
         self._write()
 
     def stage(self, stage: Stage) -> None:

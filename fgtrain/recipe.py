@@ -83,10 +83,15 @@ class Ema(Part):
 
 
 class Loader(Part):
-    """Loader processes a rank, and micro-batches each of them prepares ahead. Neither changes the data."""
+    """Loader processes a rank, micro-batches each of them prepares ahead, and a cache. None of them changes the data.
+
+    With a `cache`, pictures are decoded and scaled once and read from there (docs/data.md): from this machine's disk,
+    or by way of the store, from which other machines then take them.
+    """
 
     workers: int = 2
     prefetch: int = 2
+    cache: Literal["off", "disk", "store"] = "off"
 
 
 class Evaluate(Part):

@@ -9,6 +9,7 @@ import torch
 
 from fgtrain import finish, loader
 from fgtrain.bits import settle_kernels
+from fgtrain.cache.together import ready_together
 from fgtrain.data import Index
 from fgtrain.evaluate import Evaluations
 from fgtrain.journal import Journal
@@ -55,8 +56,10 @@ def train(
     """
     recipe, plan, phases = run.recipe, run.plan, phases or Phases()
     pulse = pulse or Pulse()
-    pulse.phase(Phase.RESTORE)
     journal = Journal(folder, place)
+    if not ready_together(recipe, index, runs.store.url, place, pulse, stop_asked, journal):
+        return False
+    pulse.phase(Phase.RESTORE)
     if recipe.determinism == "bits":
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")

@@ -22,7 +22,7 @@ COMMANDS = {
     "snapshots": "list, verify, prune, export and compare snapshots",
     "rehearse": "replay a spot trace against a recipe, and say what it would come to",
     "samples": "print which samples the committed steps of a run saw",
-    "data": "fetch data sets",
+    "data": "fetch data sets, and prepare their pictures",
     "clusters": "list the clusters to run on, and check them",
     "nodes": "list nodes that are not used any more since they were found broken, or use one again",
     "doctor": "check this machine",
@@ -283,6 +283,9 @@ def _add_data(p: argparse.ArgumentParser) -> None:
     get.add_argument("name", metavar="NAME", help="the data set, for example cub200")
     get.add_argument("--into", default="data", metavar="DIR", help="where to (default: %(default)s)")
     get.add_argument("--mirror", metavar="URL", help="download from here instead; the checksum stays")
+    cache = sub.add_parser("cache", help="decode and scale a recipe's pictures ahead of a run, on this machine")
+    _add_recipe(cache)
+    _add_store(cache)
 
 
 def _add_clusters(p: argparse.ArgumentParser) -> None:

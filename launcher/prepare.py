@@ -27,7 +27,7 @@ from fgtrain.stores import Store
 from launcher import hardware
 from launcher.recipe_file import load, split_target
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn", "simplejpeg")
 
 
 def default_store() -> str:
@@ -58,7 +58,10 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         recipe.model.check()
     except UserError as error:
         raise RecipeError(f"{path}: {error}") from error
-    index, bad = usable(recipe.data, recipe.data.index())
+    try:
+        index, bad = usable(recipe.data, recipe.data.index())
+    except StoreError as error:
+        raise RecipeError(f"{path}: data.root: {error}") from error
     if recipe.model.classes != len(index.classes):
         raise RecipeError(
             f"{path}: model.classes={recipe.model.classes}, and the data has {len(index.classes)} classes:"
@@ -154,16 +157,16 @@ def _taken(name: str, store: Store) -> UserError:
     )
 
 
-def check_training_installed(recipe: Recipe) -> None:
-    """Refuse to start workers where they could not import torch, or what the strategy is made of.
+def check_training_installed(recipe: Recipe | None = None) -> None:
+    """Refuse to start workers where they could not import torch, or what a recipe's strategy is made of.
 
     Raises:
         UserError
     """
-    missing = [m for m in ("torch", "timm", "numpy", "PIL") if importlib.util.find_spec(m) is None]
+    missing = [m for m in ("torch", "timm", "numpy", "PIL", "simplejpeg") if importlib.util.find_spec(m) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed here: pip install 'fglaunch[train]'")
-    extra = recipe.strategy.extra
+    extra = recipe.strategy.extra if recipe else ""
     if extra and importlib.util.find_spec(extra) is None:
         raise UserError(f"the recipe's strategy needs {extra}, not installed here: pip install 'fglaunch[{extra}]'")
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fgtrain.parts import leaves
+from fgtrain.pictures import PictureFiles
 from fgtrain.recipe import SGD, Recipe
 
 
@@ -34,6 +35,7 @@ RULES = MappingProxyType(
         "data.resize": ABOVE_0,
         "data.crop": ABOVE_0,
         "data.scale": SHARE,
+        "data.shrink": ABOVE_0,
         "data.std": ABOVE_0,
         "optim.lr": ABOVE_0,
         "optim.momentum": BELOW_1,
@@ -81,6 +83,14 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.crop={data.crop} is larger than data.resize={data.resize}"
     if scale and scale[0] > scale[1]:
         yield f"data.scale={_spell(scale)}: the first must not be above the second"
+    shrink = getattr(recipe.data, "shrink", None)
+    if shrink is not None and not scale:
+        yield f"data.shrink={shrink}: it is for random shares of the picture; set data.scale, or unset data.shrink=null"
+    if shrink is not None and data.crop > shrink:
+        yield f"data.crop={data.crop} is larger than data.shrink={shrink}"
+    if recipe.loader.cache != "off" and not isinstance(data, PictureFiles):
+        kind = type(data).__name__
+        yield f"loader.cache={recipe.loader.cache}: {kind} reads no picture files; --set loader.cache=off"
     if isinstance(recipe.optim, SGD) and recipe.optim.nesterov and not recipe.optim.momentum:
         yield "optim.nesterov=true: it needs optim.momentum above 0"
     yield from recipe.strategy.flaws(recipe)

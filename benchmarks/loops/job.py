@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -15,6 +14,7 @@ from benchmarks.turns import Turn
 from fgtrain import images
 from fgtrain.data import Images, Index, Sample
 from fgtrain.dataindex import usable
+from fgtrain.preparation import preparation
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 
@@ -62,7 +62,7 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
     """The training split as one would write it by hand: the same decoding and augmentation, drawn at random."""
 
     def __init__(self, data: Images, samples: tuple[Sample, ...]) -> None:
-        self.data, self.samples = data, samples
+        self.data, self.samples, self.prepare = data, samples, preparation(data, "train")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -70,8 +70,10 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[number]
         draw = cast(random.Random, random)  # the module's own generator: torch seeds it anew in every worker
-        cut = images.random_cut(self.data.read(sample), self.data, draw)
-        return torch.from_numpy(np.array(cut)), sample.label
+        pixels = self.data.prepared(sample, self.prepare)
+        out = torch.empty(self.data.crop, self.data.crop, 3, dtype=torch.uint8)
+        images.cut_into(out, pixels, images.random_cut(self.data, pixels.shape[1], pixels.shape[0], draw))
+        return out, sample.label
 
 
 def pictures(job: Job, rank: int | None) -> DataLoader[Any]:

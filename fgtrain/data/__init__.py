@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fgtrain.parts import Family, Part
+from fgtrain.preparation import Preparation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +54,8 @@ class Data(Family):
     # Fields that every data set has (declared as struct fields by `Images`).
     resize: int
     crop: int
+    scale: tuple[float, float] | None
+    shrink: int | None
     on_bad_image: Literal["fail", "skip"]
 
     def index(self) -> Index:
@@ -75,14 +78,29 @@ class Data(Family):
         """
         raise NotImplementedError
 
+    def expect(self, samples: Iterable[Sample]) -> None:
+        """These will be read soon, in this order; who fetches from afar can begin."""
+
+    def prepared(self, sample: Sample, prepare: Preparation) -> npt.NDArray[np.uint8]:
+        """Return one picture as training starts from it: decoded and scaled.
+
+        Raises:
+            Corrupt: see `read`.
+        """
+        from fgtrain.decoding import resized
+
+        pixels = self.read(sample)
+        return resized(pixels, prepare.size(pixels.shape[1], pixels.shape[0]))
+
 
 class Images(Part, Data, frozen=True):
     """Fields common to data sets of pictures.
 
-    `resize` is the short side in pixels before the crop, `crop` the side of the square that the model sees.
-    Training crops at random (keyed, see `fgtrain.keyed`) and flips half of the pictures when `flip`;
-    evaluation crops the centre. `scale` replaces the fixed-size random crop by one that covers this share of
-    the area (min, max), resized to `crop`. `mean` and `std` are per RGB channel, on a scale of 0 to 1.
+    `resize` is the short side in pixels to which a picture is scaled before the crop, `crop` the side of the square
+    that the model sees. Training crops at random (keyed, see `fgtrain.keyed`) and flips half of the pictures when
+    `flip`; evaluation crops the centre. `scale` replaces the fixed-size random crop by one that covers this share of
+    the area (min, max), resized to `crop`; it is cut from the picture as it is, or, with `shrink`, from one whose
+    short side has been scaled down to so many pixels. `mean` and `std` are per RGB channel, on a scale of 0 to 1.
     """
 
     root: str = ""
@@ -90,6 +108,7 @@ class Images(Part, Data, frozen=True):
     crop: int = 224
     flip: bool = True
     scale: tuple[float, float] | None = None
+    shrink: int | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     on_bad_image: Literal["fail", "skip"] = "fail"

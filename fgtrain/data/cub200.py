@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fgtrain.data import Index, Sample
 from fgtrain.errors import UserError
+from fgtrain.objects import ObjectPath, is_url, open_root
 from fgtrain.pictures import PictureFiles
 
 _GET = "`fglaunch data get cub200` downloads it"
@@ -27,7 +28,7 @@ class Cub200(PictureFiles, frozen=True):
     split.
     """
 
-    def folder(self) -> Path:
+    def folder(self) -> Path | ObjectPath:
         """Return the folder that holds `images.txt`.
 
         Raises:
@@ -58,11 +59,11 @@ class _Row(NamedTuple):
 
 
 @lru_cache(maxsize=64)  # `read` asks once a picture
-def _find(root: str) -> Path:
+def _find(root: str) -> Path | ObjectPath:
     """Return the folder that holds `images.txt`."""
     if not root:
         raise UserError(f"data.root is empty; set it to the folder of CUB-200-2011 ({_GET})")
-    top = Path(root).expanduser()
+    top = open_root(root) if is_url(root) else Path(root).expanduser()
     if not top.is_dir():
         raise UserError(f"data.root={root}: there is no such folder; {_GET}")
     for folder in (top, top / "CUB_200_2011"):
@@ -71,7 +72,7 @@ def _find(root: str) -> Path:
     raise UserError(f"data.root={root}: no images.txt in it or in CUB_200_2011/ below it; {_GET}")
 
 
-def _table(file: Path, form: str) -> dict[int, _Row]:
+def _table(file: Path | ObjectPath, form: str) -> dict[int, _Row]:
     """Read lines of `<id> <value>`; `form` describes them in messages."""
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -90,7 +91,7 @@ def _table(file: Path, form: str) -> dict[int, _Row]:
     return rows
 
 
-def _labels(folder: Path, label_of: Mapping[int, int]) -> dict[int, int]:
+def _labels(folder: Path | ObjectPath, label_of: Mapping[int, int]) -> dict[int, int]:
     """Read the label of each image id."""
     file = folder / "image_class_labels.txt"
     labels = {}
@@ -105,7 +106,7 @@ def _labels(folder: Path, label_of: Mapping[int, int]) -> dict[int, int]:
     return labels
 
 
-def _split(folder: Path, classes: tuple[str, ...], labels: Mapping[int, int]) -> Index:
+def _split(folder: Path | ObjectPath, classes: tuple[str, ...], labels: Mapping[int, int]) -> Index:
     """Join images, labels and split. Labels of images that are not listed are let be: subsets have them."""
     listed, sides = folder / "images.txt", folder / "train_test_split.txt"
     train_flags = _table(sides, "<image id> <0 or 1>")
@@ -129,7 +130,7 @@ def _split(folder: Path, classes: tuple[str, ...], labels: Mapping[int, int]) ->
     return Index(classes, tuple(samples["1"]), tuple(samples["0"]))
 
 
-def _require_pictures(folder: Path, index: Index) -> None:
+def _require_pictures(folder: Path | ObjectPath, index: Index) -> None:
     """Check that every listed picture is there: one listing a class folder, not a `stat` a picture."""
     names = [sample.name for sample in index.train + index.val]
     there = {name for parent in {n.rpartition("/")[0] for n in names} for name in _listing(folder, parent)}
@@ -142,8 +143,10 @@ def _require_pictures(folder: Path, index: Index) -> None:
         )
 
 
-def _listing(folder: Path, parent: str) -> list[str]:
+def _listing(folder: Path | ObjectPath, parent: str) -> list[str]:
     """Name everything in one folder, relative to the data set's; nothing if it is missing."""
+    if isinstance(folder, ObjectPath):
+        return [f"{parent}/{name}" for name in (folder / parent).below()]
     try:
         with os.scandir(folder / parent) as entries:
             return [f"{parent}/{entry.name}" for entry in entries]

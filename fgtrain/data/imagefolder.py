@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from fgtrain.data import Index, Sample
 from fgtrain.errors import UserError
+from fgtrain.objects import ObjectPath, is_url, open_root
 from fgtrain.pictures import SUFFIXES, PictureFiles
 
 _VAL_NAMES = ("val", "valid", "test")
@@ -29,18 +30,20 @@ class ImageFolder(PictureFiles, frozen=True):
     followed.
     """
 
-    def folder(self) -> Path:
+    def folder(self) -> Path | ObjectPath:
         """Return the root.
 
         Raises:
             UserError: it is not there.
         """
-        return _root(self.root)
+        return open_root(self.root) if is_url(self.root) else _root(self.root)
 
-    def path(self, sample: Sample) -> Path:
+    def path(self, sample: Sample) -> Path | ObjectPath:
         """Return where the picture is, in whichever Unicode form the file system has its name."""
-        path = self.folder() / sample.name
-        return path if path.exists() else _as_stored(self.folder(), sample.name) or path
+        if is_url(self.root):
+            return open_root(self.root) / sample.name
+        path = _root(self.root) / sample.name
+        return path if path.exists() else _as_stored(_root(self.root), sample.name) or path
 
     def index(self) -> Index:
         """List classes and samples.
@@ -83,12 +86,26 @@ def _samples(found: list[_Found], label_of: dict[str, int]) -> tuple[Sample, ...
     return tuple(Sample(one.name, label_of[one.class_]) for one in sorted(found))
 
 
-def _scan(root: Path, split: str) -> list[_Found]:
+def _scan(root: Path | ObjectPath, split: str) -> list[_Found]:
     """List the pictures of one split."""
-    found = list(_walk(root / split, split, "", frozenset()))
+    if isinstance(root, ObjectPath):
+        found = list(_listed(root / split, split))
+    else:
+        found = list(_walk(root / split, split, "", frozenset()))
     if not found:
         raise UserError(f"{root / split}: holds no pictures ({', '.join(SUFFIXES)}); {_LAYOUT}")
     return found
+
+
+def _listed(folder: ObjectPath, split: str) -> Iterator[_Found]:
+    """List pictures in a store. Keys have no folders of their own, so none can be empty."""
+    for name in folder.below():
+        class_, _, last = name.rpartition("/")
+        if f"/{name}".find("/.") >= 0 or not last.lower().endswith(SUFFIXES):
+            continue
+        if not class_:
+            raise UserError(f"{folder / name}: lies in no class folder; {_LAYOUT}")
+        yield _Found(f"{split}/{name}", class_)
 
 
 def _walk(folder: Path, split: str, class_: str, above: frozenset[tuple[int, int]]) -> Iterator[_Found]:
@@ -144,7 +161,7 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
-def _require_same(root: Path, train: set[str], val: set[str], val_name: str) -> None:
+def _require_same(root: Path | ObjectPath, train: set[str], val: set[str], val_name: str) -> None:
     """Complain unless both splits have the same classes."""
     parts = [
         f"{split}/ lacks {', '.join(sorted(missing))}"

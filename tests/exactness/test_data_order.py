@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fgtrain import loader
+from fgtrain.cache.ready import make_ready
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.models.timm import Timm
 from fgtrain.plan import Plan, make_plan, share
 from fgtrain.recipe import SGD, Batch, Loader, Recipe, replace
+from fgtrain.source import Fresh
 
 Seen = list[tuple[int, int, list[tuple[int, int]], str]]
 """(step, micro-batch, its (epoch, sample)s, digest of its pixels and labels)."""
@@ -38,8 +41,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     )
 
 
-def seen(recipe: Recipe, plan: Plan, *, size: int, workers: int, start: int = 0) -> Seen:
-    recipe = replace(recipe, loader=Loader(workers=workers))
+def seen(
+    recipe: Recipe, plan: Plan, *, size: int, workers: int, start: int = 0, cache: Literal["off", "disk"] = "off"
+) -> Seen:
+    recipe = replace(recipe, loader=Loader(workers=workers, cache=cache))
     samples = recipe.data.index().train
     everything: Seen = []
     for rank in range(size):
@@ -71,6 +76,18 @@ def test_ids_and_pixels_are_the_same_on_any_world(
     assert seen(recipe, plan, size=size, workers=workers) == alone
 
 
+def test_a_cache_changes_nothing_nor_do_pictures_that_it_lacks(
+    recipe: Recipe, plan: Plan, alone: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FGLAUNCH_CACHE", str(tmp_path))
+    assert seen(recipe, plan, size=2, workers=1, cache="disk") == alone  # it is not there yet
+    cached, index = replace(recipe, loader=Loader(cache="disk")), recipe.data.index()
+    told = list(make_ready(cached, index))
+    assert told[-1].done == told[-1].total == len(index.train) + len(index.val)
+    assert not list(make_ready(cached, index))  # nothing is left to do
+    assert seen(recipe, plan, size=2, workers=1, cache="disk") == alone
+
+
 @pytest.mark.parametrize("start", [1, 4, 5])
 def test_a_resume_in_mid_epoch_goes_on_with_the_same_pictures(
     recipe: Recipe, plan: Plan, alone: Seen, start: int
@@ -91,11 +108,10 @@ def test_each_epoch_sees_each_sample_once(plan: Plan, alone: Seen) -> None:
 def test_epochs_differ_in_order_and_in_pixels(recipe: Recipe) -> None:
     data = recipe.data
     assert isinstance(data, ImageFolder)
-    pictures = loader.Pictures(data, data.index().train, seed=0)
-    first, second = pictures[0, 3], pictures[1, 3]
-    assert isinstance(first, loader.Item)
-    assert isinstance(second, loader.Item)
-    assert not np.array_equal(first.pixels, second.pixels)
+    samples = data.index().train
+    pictures = loader.Pictures(data, samples, Fresh(data, samples, "train"), seed=0)
+    batch = pictures.__getitems__([(0, 3), (1, 3)])
+    assert not np.array_equal(batch.images[0], batch.images[1])
 
 
 def test_bad_pictures_found_late_are_left_out_and_listed(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fgtrain.decoding import decode
 from fgtrain.errors import Corrupt
-from fgtrain.pictures import decode, find_bad, flaw, jpeg_ends
+from fgtrain.pictures import find_bad, flaw, jpeg_ends
 from tests.picture_files import encoded, gradient, write_picture
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")

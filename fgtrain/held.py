@@ -1,0 +1,116 @@
+"""A folder of files that others have too: at most so many bytes, and what was read longest ago goes first.
+
+Processes share it. A ledger, kept under a lock, holds the total, so that nobody has to list the folder for each file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_TOTAL = struct.Struct("<Q")
+_SLACK = 10  # a sweep makes room for one in so many bytes beyond what is needed, so that sweeps are rare
+_STALE_S = 3600.0  # a file that has been in the making for longer has lost its maker
+
+
+class File(NamedTuple):
+    """A held file, and when it was last read (nanoseconds)."""
+
+    name: str
+    bytes_: int
+    read_ns: int
+
+
+def evictions(files: Iterable[File], room: int) -> list[File]:
+    """Return what must go, oldest first, for the rest to take `room` bytes or less."""
+    ordered = sorted(files, key=lambda f: (f.read_ns, f.name))
+    over, gone = sum(f.bytes_ for f in ordered) - room, []
+    for file in ordered:
+        if over <= 0:
+            break
+        gone.append(file)
+        over -= file.bytes_
+    return gone
+
+
+class Held:
+    """The folder. What cannot be held (too large, no room on the disk) is no error: it is fetched again when needed."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder, limit
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is any room at all."""
+        return self._limit > 0
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file is here just now."""
+        return (self._folder / name).exists()
+
+    def get(self, name: str) -> bytes | None:
+        """Return a file's bytes, and note that it was read; None if it is not here."""
+        path = self._folder / name
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Hold a file, in the place of others if need be."""
+        if len(data) > self._limit:
+            return
+        part = self._folder / f".{name}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._reserve(len(data))
+            part.write_bytes(data)
+            part.replace(self._folder / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _reserve(self, bytes_: int) -> None:
+        with self._ledger() as fd:
+            content = os.pread(fd, _TOTAL.size, 0)
+            total = _TOTAL.unpack(content)[0] if len(content) == _TOTAL.size else self._limit + 1
+            if total + bytes_ > self._limit:
+                total = self._sweep(max(0, self._limit - self._limit // _SLACK - bytes_))
+            os.pwrite(fd, _TOTAL.pack(total + bytes_), 0)
+
+    def _sweep(self, room: int) -> int:
+        """Delete until `room` bytes or less are left; returns what is left."""
+        files = list(self._files())
+        for file in (gone := evictions(files, room)):
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / file.name).unlink()
+        return sum(f.bytes_ for f in files) - sum(f.bytes_ for f in gone)
+
+    def _files(self) -> Iterator[File]:
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat()
+                    if not entry.name.startswith("."):
+                        yield File(entry.name, found.st_size, found.st_mtime_ns)
+                    elif entry.name != ".ledger" and time.time() - found.st_mtime > _STALE_S:
+                        Path(entry.path).unlink()
+
+    @contextlib.contextmanager
+    def _ledger(self) -> Iterator[int]:
+        fd = os.open(self._folder / ".ledger", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has it open, too
+            os.close(fd)
