@@ -19,7 +19,7 @@ from fgtrain.strategies.fsdp import FSDP
 from tests.exactness.training import RESNET, SAMPLES, made_up
 from tests.testbed.rank_pool import Ranks
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.chaos]
 
 SMALL = replace(RESNET, determinism="samples", ema=Ema(decay=0.9), clip_norm=0.5)
 SHARDED = replace(SMALL, strategy=FSDP(unit=5000))
