@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from fgtrain.recipe import SGD, Adam, AdamW, Recipe
 
@@ -16,8 +17,14 @@ def build_optimizer(recipe: Recipe, net: torch.nn.Module) -> torch.optim.Optimiz
     parameters = [p for p in net.parameters() if p.requires_grad]
     match recipe.optim:
         case SGD() as o:
+            sharded = any(isinstance(p, DTensor) for p in parameters)  # for which torch 2.13 has no fused SGD
             return torch.optim.SGD(
-                parameters, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay, fused=True
+                parameters,
+                o.lr,
+                momentum=o.momentum,
+                nesterov=o.nesterov,
+                weight_decay=o.weight_decay,
+                fused=None if sharded else True,
             )
         case Adam() as o:
             return torch.optim.Adam(parameters, o.lr, o.betas, o.eps, o.weight_decay, fused=True)

@@ -148,11 +148,16 @@ class State:
         ids = {self._names[p]: i for p, i in zip(live, numbers, strict=True)}
         if unknown := slots.keys() - ids.keys():
             raise Corrupt(f"the snapshot's optimizer knows parameters that train no more: {sorted(unknown)[:5]}")
-        groups = [dict(g, params=o["params"]) for g, o in zip(values["groups"], own["param_groups"], strict=True)]
+        groups = [g | _ways_of(o) for g, o in zip(values["groups"], own["param_groups"], strict=True)]
         for group in groups:
             if "betas" in group:
                 group["betas"] = tuple(group["betas"])
         self.optimizer.load_state_dict({"state": {ids[n]: s for n, s in slots.items()}, "param_groups": groups})
+
+
+def _ways_of(group: dict[str, Any]) -> dict[str, Any]:
+    """Return what of an optimizer's group is not state: its parameters' numbers, and which kernels it uses."""
+    return {k: v for k, v in group.items() if k in ("params", "fused", "foreach")}
 
 
 def by_parameter(saved: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

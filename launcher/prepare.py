@@ -157,8 +157,8 @@ def _taken(name: str, store: Store) -> UserError:
     )
 
 
-def check_training_installed(recipe: Recipe) -> None:
-    """Refuse to start workers where they could not import torch, or what the strategy is made of.
+def check_training_installed(recipe: Recipe | None = None) -> None:
+    """Refuse to start workers where they could not import torch, or what a recipe's strategy is made of.
 
     Raises:
         UserError
@@ -166,7 +166,7 @@ def check_training_installed(recipe: Recipe) -> None:
     missing = [m for m in ("torch", "timm", "numpy", "PIL", "simplejpeg") if importlib.util.find_spec(m) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed here: pip install 'fglaunch[train]'")
-    extra = recipe.strategy.extra
+    extra = recipe.strategy.extra if recipe else ""
     if extra and importlib.util.find_spec(extra) is None:
         raise UserError(f"the recipe's strategy needs {extra}, not installed here: pip install 'fglaunch[{extra}]'")
 

@@ -19,7 +19,7 @@ from fgtrain.strategies.fsdp import FSDP
 from tests.exactness.training import RESNET, SAMPLES, made_up
 from tests.testbed.rank_pool import Ranks
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.chaos]
 
 SMALL = replace(RESNET, determinism="samples", ema=Ema(decay=0.9), clip_norm=0.5)
 SHARDED = replace(SMALL, strategy=FSDP(unit=5000))
@@ -78,7 +78,7 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])  # 6 micro-batches: 4 ranks have uneven shares
+@pytest.mark.parametrize("world", [1, 4])  # 6 micro-batches: 4 ranks have uneven shares
 def test_fsdp_takes_the_steps_of_ddp(ranks: Ranks, world: int) -> None:
     [alone] = ranks.call(1, train, SMALL, None, 4)
     shards = ranks.call(world, train, SHARDED, None, 4)
@@ -88,9 +88,7 @@ def test_fsdp_takes_the_steps_of_ddp(ranks: Ranks, world: int) -> None:
     assert max(rank.held for rank in shards) <= -(-alone.held // world) * 1.3
 
 
-@pytest.mark.parametrize(
-    "before, after", [((SMALL, 2), (SHARDED, 3)), ((SHARDED, 3), (SHARDED, 2)), ((SHARDED, 2), (SMALL, 1))]
-)
+@pytest.mark.parametrize("before, after", [((SMALL, 2), (SHARDED, 3)), ((SHARDED, 3), (SMALL, 1))])
 def test_state_changes_strategy_and_world_unchanged(
     ranks: Ranks, before: tuple[Recipe, int], after: tuple[Recipe, int]
 ) -> None:
