@@ -32,6 +32,10 @@ pytestmark = [
     pytest.mark.chaos,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not PYTHON.exists(), reason=f"no SkyPilot at {PYTHON}: scripts/install_sky .venv-sky"),
+    pytest.mark.skipif(
+        not any(PYTHON.parent.parent.glob("lib/*/site-packages/hostlist*")),
+        reason=f"SkyPilot at {PYTHON} knows no Slurm: scripts/install_sky .venv-sky aws slurm",
+    ),
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 
