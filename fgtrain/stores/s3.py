@@ -39,7 +39,7 @@ try:
     from fsspec.asyn import sync
     from s3fs import S3FileSystem
 
-    from fgtrain.stores.s3_bulk import BodyBroken, Bulk, client_config
+    from fgtrain.s3_bulk import BodyBroken, Bulk, client_config
 except ImportError as missing:
     raise UserError(f"store s3://: {missing}; install the extra: pip install 'fglaunch[s3]'") from missing
 

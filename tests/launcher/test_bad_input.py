@@ -131,7 +131,7 @@ def test_file_is_named_in_a_complaint_about_a_set(runs: Runs) -> None:
     ("args", "parts"),
     [
         (["--set", "seed=x"], ["--set seed=x", "seed is int"]),
-        (["--set", "precision=fp8"], ["precision is one of fp32, bf16, fp16"]),
+        (["--set", "precision=fp8"], ["precision is one of auto, fp32, bf16, fp16"]),
         (["--set", "optim.betas=0.9"], ["optim.betas", "length 2, got 1"]),
         (["--set", 'data={"kind":"digits","crop":"x"}'], ["data.crop: expected int"]),
         (["--set", "optim.lr=nan"], ["optim.lr=nan: it must be a finite number"]),

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fgtrain.journal import Journal
+from fgtrain.late import Here
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.plan import share
 from fgtrain.runstore import RunStore
@@ -98,7 +99,7 @@ def _loop(job: Job, place: Place, state: ToyState, control: Control, journal: Jo
         state.update(int(mail[0].item()) // MICRO_BATCHES)
         agreed = Wishes(*(v > 0 for v in mail[1:].tolist()))
         ids = [(g, [(state.step, g)]) for g in mine]
-        journal.step(state.step, 0.0, StepReport(0.0, 0.0, MICRO_BATCHES, agreed, ids, []))
+        journal.step(state.step, 0.0, StepReport(Here([0.0]), 0.0, MICRO_BATCHES, agreed, ids, []))
         journal.event("did", step=state.step)
         stop = agreed.stop
         if not stop and state.step < job.steps:
