@@ -42,6 +42,7 @@ def test_recipe_that_the_peers_cannot_train_is_refused(tmp_path: Path) -> None:
         throughput.plan_run(throughput.arguments([*SMALL, "--set", "batch.total=24"]), tmp_path)
 
 
+@pytest.mark.chaos
 @pytest.mark.train
 def test_small_comparison_prints_its_table(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -52,6 +52,7 @@ def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
     wait_for(lambda: not runs.processes(), "every process of the run is gone", 240)
 
 
+@pytest.mark.chaos
 def test_job_told_that_its_time_is_over_is_gone_on_with(runs: Runs, slurm: SlurmCluster) -> None:
     with runs.start("told", *RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "told") as run:
         run.wait_step(7)

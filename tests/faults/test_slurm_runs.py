@@ -61,6 +61,7 @@ def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
     assert not [f for f in (runs.folder / "memory").rglob("*") if f.is_file()]
 
 
+@pytest.mark.chaos
 def test_run_over_two_jobs_and_a_requeue_ends_with_the_same_bits(runs: Runs, slurm: SlurmCluster) -> None:
     with runs.start("moved", *RECIPE, *QUEUED, "--name", "moved") as run:
         run.wait_step(3)

@@ -77,6 +77,7 @@ def test_supervisor_that_finds_another_leaves_the_run_to_it(runs: Runs) -> None:
         assert runs.json("ps")[0]["state"] == "lost"  # nothing was written over what the other has to say
 
 
+@pytest.mark.chaos
 def test_of_two_that_resume_a_lost_run_one_goes_on(runs: Runs) -> None:
     with runs.start("lost", *RECIPE, "--name", "lost") as run:
         run.wait_snapshot(10)

@@ -63,6 +63,7 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
     found.end()
 
 
+@pytest.mark.chaos
 def test_rehearsal_accounts_for_all_its_time_and_the_model_agrees(runs: Runs, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     trace.write_text(json.dumps({"metadata": {"gap_seconds": 60}, "data": [3] * 18 + [2] * 14}))
