@@ -58,7 +58,7 @@ class Uploads:
         # What it had found out has died with it; other ranks expect the next one at the same port.
         port = self._process.port
         with self._swap:
-            lost = tuple(self._process.lost)
+            lost = self._process.lost()
             self._start = msgspec.structs.replace(self._start, last=base, verified=False, port=port, abandoned=lost)
             self._process = _Process(self._start, self._reports)
         if self._peer:
@@ -109,7 +109,7 @@ class _Process:
         )
         self.pid = self._process.pid
         self.dead = False
-        self.lost: list[int] = []  # steps whose shares it never stored; complete once it is dead
+        self._lost: list[int] = []  # steps whose shares it never stored
         self.port = start.port
         self._lock = threading.Lock()
         self._open: dict[int, Persist | Abandon] = {}  # by step
@@ -130,7 +130,7 @@ class _Process:
         with self._lock:
             self.dead = True
             self._let_go()
-            self.lost += self._open
+            self._lost += self._open
             for order in [*self._open.values(), *self._copies.values()]:
                 self._reports.put(_died(order))
 
@@ -150,11 +150,16 @@ class _Process:
             self._process.stdin.close()
         self._process.wait()
 
+    def lost(self) -> tuple[int, ...]:
+        """Return the steps whose shares died with it; waits, while its listener still counts them."""
+        with self._lock:
+            return tuple(self._lost)
+
     def order(self, what: Persist | Abandon | Copy) -> bool:
         """Pass an order on; False if nobody is there to take it."""
         with self._lock:
             if self.dead:
-                self.lost += [] if isinstance(what, Copy) else [what.step]
+                self._lost += [] if isinstance(what, Copy) else [what.step]
                 return False
             if isinstance(what, Copy):
                 self._copies[what.step] = what
