@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ RECIPE = (
     *("recipes/quickstart.py", "--gpus", "1", "--set", "epochs=300", "--set", "loader.workers=1"),
     *("--set", "snapshots.steps=8", "--supervise", "silent_s=15"),
 )
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    runs = Runs(tmp_path)
-    yield runs
-    runs.end()
 
 
 @pytest.mark.parametrize("nodes", ["1:2", "2"])

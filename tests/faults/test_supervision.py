@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -24,13 +22,6 @@ RECIPE = (
     *("--set", "epochs=4", "--set", "evaluate.every_epochs=0", "--set", "evaluate.micro=512"),
     *("--set", "snapshots.steps=10", "--set", "snapshots.seconds=null"),
 )
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    runs = Runs(tmp_path)
-    yield runs
-    runs.end()
 
 
 def pulse(runs: Runs, run: str, node: int) -> int:
