@@ -8,6 +8,9 @@ have computed, had it lived.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
 import msgspec
 
 from fgtrain.plan import Plan
@@ -62,6 +65,11 @@ def candidates(plan: Plan, ranks: int, determinism: str) -> list[int]:
     """
     most = plan.micro if determinism == "bits" else max(plan.total // ranks, 1)
     return [micro for micro in range(1, most + 1) if plan.total % micro == 0]
+
+
+def largest(sizes: Sequence[int], needs: Callable[[int], int], room: int) -> int:
+    """Return the largest of some micro-batches, rising, that does not need more than `room`; the first, if all do."""
+    return sizes[max(bisect_right(sizes, room, key=needs), 1) - 1]
 
 
 def shareable(micro: int, plan: Plan, ranks: int) -> int:

@@ -28,6 +28,7 @@ from fgtrain.parts import Part
 from fgtrain.place import Place
 from fgtrain.plan import Plan, make_plan, share
 from fgtrain.recipe import SGD, AdamW, Batch, Ema, Loader, Recipe, replace
+from fgtrain.singles import refuses
 from fgtrain.step import Stepper, Wishes
 
 CLASSES = 3
@@ -211,7 +212,8 @@ def train(
     if scale is not None:
         state.scaler._init_scale = scale
     told: list[Shortage] = []
-    stepper = Stepper(recipe, plan, place, state, ladder=Ladder(plan, fitted, tell=told.append))
+    ladder = Ladder(plan, fitted, tell=told.append, refuses=lambda: refuses(recipe))
+    stepper = Stepper(recipe, plan, place, state, ladder=ladder)
     batches = made_up(recipe, plan, place, 0, bad)
     losses = []
     for _Hungry.step in range(plan.steps):
