@@ -66,6 +66,8 @@ def train(
     if recipe.determinism == "bits":
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes are few: kernels are tried out once for each
     state = recipe.strategy.build(recipe, place)
     phases.end("build")
     memory = memory_folders(run.name, folder)

@@ -131,7 +131,8 @@ def precision(job: Job) -> str:
 
 
 def build(job: Job, device: torch.device) -> torch.nn.Module:
-    """Make the network, in training mode."""
+    """Make the network, in training mode; cuDNN tries its kernels out, as in our loop."""
+    torch.backends.cudnn.benchmark = True
     net = job.run.recipe.model.build().to(device)
     if job.run.recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
