@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import msgspec
 import torch
 import torch.distributed as dist
 
@@ -39,9 +40,11 @@ def settle_plan(
     fitted = from_leader(remembered(runs) if place.leads else None, place)
     if run.fit and (fitted is None or fitted.chosen is None):
         ranks = max(run.world.size, place.size)
-        look = reckon if state.lockstep else search
-        chosen = look(run.recipe, run.plan, ranks, place, state)
-        fitted = Fitted(chosen, fitted.cuts if fitted else ())
+        if state.lockstep:
+            chosen = reckon(run.recipe, run.plan, ranks, place, room(place.device))
+        else:
+            chosen = search(run.recipe, run.plan, ranks, place, state)
+        fitted = msgspec.structs.replace(fitted or Fitted(), chosen=chosen)
         if place.leads:
             remember(runs, fitted, note)
             asked = f"the recipe's are of {run.plan.micro}"
@@ -69,9 +72,12 @@ def search(recipe: Recipe, plan: Plan, ranks: int, place: Place, state: State) -
     return next((m for m in reversed(down) if fits(m)), sizes[0])
 
 
-def reckon(recipe: Recipe, plan: Plan, ranks: int, place: Place, state: State) -> int:
-    """Return the largest micro-batch that fits on every rank by arithmetic; the smallest if none does."""
-    room = -int(agree(torch.tensor([-_room(place.device)]), dist.ReduceOp.MAX))
+def reckon(recipe: Recipe, plan: Plan, ranks: int, place: Place, here: int) -> int:
+    """Return the largest micro-batch that fits on every rank by arithmetic; the smallest if none does.
+
+    `here`: the bytes that this rank can have.
+    """
+    least = int(agree(torch.tensor([here]), dist.ReduceOp.MIN))
     if not place.leads:
         return from_leader(0, place)
 
@@ -79,10 +85,10 @@ def reckon(recipe: Recipe, plan: Plan, ranks: int, place: Place, state: State) -
         with_it = replace(recipe, batch=replace(recipe.batch, micro=micro))
         return estimate(measure(with_it, place.device), with_it, place.size).total
 
-    return from_leader(largest(_candidates(recipe, plan, ranks), needs, int(room / _UNSURE)), place)
+    return from_leader(largest(_candidates(recipe, plan, ranks), needs, int(least / _UNSURE)), place)
 
 
-def _room(device: torch.device) -> int:
+def room(device: torch.device) -> int:
     """Return the bytes that this process can have in all: of its device, or its share of the machine's memory."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -26,10 +26,14 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class Fitted(msgspec.Struct, frozen=True):
-    """What a run has found out: the micro-batch that `--fit` chose (None: the recipe's), then each one that failed."""
+    """What a run has found out: the micro-batch that `--fit` chose (None: the recipe's), then each one that failed.
+
+    `shown`: the most samples that evaluation takes at a time where ranks go in lockstep (None: the recipe's).
+    """
 
     chosen: int | None = None
     cuts: tuple[Cut, ...] = ()
+    shown: int | None = None
 
     def micro_at(self, step: int, planned: int) -> int:
         """Return the micro-batch of a step, where the plan's is `planned`: a divisor of it."""
@@ -38,7 +42,12 @@ class Fitted(msgspec.Struct, frozen=True):
     def cut(self, step: int, micro: int) -> Fitted:
         """Return the same with a smaller micro-batch from `step` on."""
         kept = tuple(c for c in self.cuts if c.step < step or c.micro < micro)
-        return Fitted(self.chosen, tuple(sorted((*kept, Cut(step, micro)), key=lambda c: (c.step, -c.micro))))
+        cuts = tuple(sorted((*kept, Cut(step, micro)), key=lambda c: (c.step, -c.micro)))
+        return msgspec.structs.replace(self, cuts=cuts)
+
+    def shown_at_most(self, planned: int) -> int:
+        """Return how many samples evaluation takes at a time, where the recipe says `planned`: a divisor of it."""
+        return self.shown if self.shown and planned % self.shown == 0 else planned
 
 
 def smaller(micro: int) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from fgtrain.errors import KeyMissing, Refitted, StoreError
 from fgtrain.fitting import KEY, Fitted, smaller
 from fgtrain.plan import Plan
@@ -86,6 +88,20 @@ class Ladder:
             return MemoryError(f"{what}{advice}")
         stays = f"they hold {shortage.smaller} from here on, the global batch stays {self._plan.total}"
         return Refitted(f"{what}; {stays}{advice}")
+
+    def shown(self, planned: int) -> int:
+        """Return how many samples evaluation takes at a time, where the recipe says `planned`."""
+        return self._fitted.shown_at_most(planned)
+
+    def leave_evaluation(self, planned: int) -> Exception:
+        """Take fewer samples at a time from here on, this rank alone; returns what to leave with: all start again."""
+        micro = self.shown(planned)
+        what, less = f"out of memory in evaluation with micro-batches of {micro}", smaller(micro)
+        if less is None:
+            return MemoryError(f"{what}; there is nothing smaller: {NOT_ENOUGH}")
+        self._fitted = msgspec.structs.replace(self._fitted, shown=less)
+        self._keep(self._fitted)
+        return Refitted(f"{what}; they hold {less} from here on")
 
     def _step_down(self, step: int, ranks: int, world: int, *, keeps: bool) -> Shortage:
         micro = self._fitted.micro_at(step, self._plan.micro)

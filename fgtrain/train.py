@@ -113,7 +113,7 @@ def train(
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
-    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse)
+    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse, ladder)
     batches = phases.first("batch", batches)
     phases.end("prepare")
     journal.begin()

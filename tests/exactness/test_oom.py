@@ -10,7 +10,8 @@ from fgtrain.fitting import Cut, Fitted
 from fgtrain.ladder import Shortage
 from fgtrain.plan import make_plan
 from fgtrain.recipe import Batch, Recipe, replace
-from tests.exactness.training import RESNET, Hungry, fitting, train
+from fgtrain.strategies.fsdp import FSDP
+from tests.exactness.training import RESNET, Hungry, fitting, reckoning, train
 from tests.testbed.rank_pool import Ranks
 
 pytestmark = pytest.mark.train
@@ -100,3 +101,9 @@ def test_fit_finds_the_largest_micro_batch_for_all_ranks(ranks: Ranks, limit: in
     larger = replace(RESNET.data, resize=64, crop=64)
     recipe = replace(ROOMY, model=Hungry(limit=limit, rank=1), data=larger, determinism="samples")
     assert ranks.call(2, fitting, recipe) == [found] * 2
+
+
+@pytest.mark.parametrize("micro", [2, 3])
+def test_fit_in_lockstep_reckons_with_the_rank_that_has_least(ranks: Ranks, micro: int) -> None:
+    recipe = replace(RESNET, batch=Batch(total=12, micro=4), strategy=FSDP(), determinism="samples")
+    assert ranks.call(2, reckoning, recipe, micro) == [micro] * 2

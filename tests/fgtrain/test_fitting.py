@@ -96,6 +96,18 @@ def test_ladder_ends_above_what_the_network_refuses() -> None:
     assert isinstance(ladder.leave(7, 2), MemoryError)
 
 
+def test_evaluation_that_ran_out_of_memory_in_lockstep_takes_less_after_a_restart() -> None:
+    kept: list[Fitted] = []
+    ladder = Ladder(plan(micro=4), Fitted(8, (Cut(2, 2),)), keep=kept.append)
+    error = ladder.leave_evaluation(2)
+    assert isinstance(error, Refitted)
+    assert str(error) == "out of memory in evaluation with micro-batches of 2; they hold 1 from here on"
+    assert kept == [Fitted(8, (Cut(2, 2),), shown=1)]
+    assert Ladder(plan(), kept[0]).shown(64) == 1
+    assert isinstance(ladder.leave_evaluation(2), MemoryError)
+    assert kept[0].cut(3, 1).shown == 1
+
+
 def test_only_the_leader_records_unless_a_rank_is_alone_with_it() -> None:
     kept: list[Fitted] = []
     told: list[Shortage] = []
