@@ -32,6 +32,8 @@ from fgtrain.state import State
 from fgtrain.stores import open_store
 from fgtrain.torchvision_compat import import_timm
 
+_RESTORES = 3  # a round: they are short, and the memory of a virtual machine is now and then slow at first use
+
 
 class Settings(msgspec.Struct, frozen=True):
     """What to measure: `store` for ours, `bucket` and `prefix` for the peers' objects, rounds of each."""
@@ -223,7 +225,7 @@ def measure(settings: Settings, place: Place) -> dict[str, Any]:
         found["training"].append(ours.snapshot(busy=True))
         found["quiet"].append(trainer.step_s())
     names = from_leader(ours.runs.manifest_names() if place.leads else [], place)
-    for _ in range(settings.rounds):
+    for _ in range(settings.rounds * _RESTORES):
         found["raw_get"].append(raw.get_s(ours.runs, place))
         found["restore"].append(timed(lambda: load.from_store(ours.runs, place, names, print))[0])
     found["rss_ours"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
