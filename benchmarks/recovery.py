@@ -26,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.processes import children, kill, marked, with_words
 from benchmarks.spread import ratios, spread
 from benchmarks.table import conditions, render
 
@@ -86,11 +87,11 @@ class Torchrun:
 
     def worker(self) -> int:
         """See `Job`."""
-        return _children(self.agent())[0]
+        return children(self.agent())[0]
 
     def node(self) -> list[int]:
         """See `Job`."""
-        return [self.agent(), *_children(self.agent())]
+        return [self.agent(), *children(self.agent())]
 
     def steps(self) -> list[tuple[float, int, int]]:
         """See `Job`."""
@@ -98,8 +99,8 @@ class Torchrun:
 
     def end(self) -> None:
         """See `Job`; a worker that outlived its agent is found by its command line."""
-        _kill([p for a in self._agents for p in (a.pid, *_children(a.pid))])
-        _kill(_with_words(str(self._folder), "benchmarks.recovery_peer"))
+        kill([p for a in self._agents for p in (a.pid, *children(a.pid))])
+        kill(with_words(str(self._folder), "benchmarks.recovery_peer"))
         for agent in self._agents:
             agent.wait(30)
 
@@ -116,7 +117,7 @@ class Ours:
             self._launcher = subprocess.Popen(argv, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def _on_node(self, *words: str) -> list[int]:
-        return _with_words(str(self._work / "toy" / "node1"), *words)
+        return with_words(str(self._work / "toy" / "node1"), *words)
 
     def agent(self) -> int:
         """See `Job`."""
@@ -130,7 +131,7 @@ class Ours:
 
     def node(self) -> list[int]:
         """See `Job`."""
-        return _marked(f"{self._work}/toy/node1#")
+        return marked(f"{self._work}/toy/node1#")
 
     def steps(self) -> list[tuple[float, int, int]]:
         """See `Job`."""
@@ -145,9 +146,9 @@ class Ours:
 
     def end(self) -> None:
         """See `Job`."""
-        _kill([self._launcher.pid])
+        kill([self._launcher.pid])
         self._launcher.wait(30)
-        _kill(_marked(f"{self._work}/"))
+        kill(marked(f"{self._work}/"))
 
 
 Gaps = dict[str, dict[str, list[float]]]
@@ -169,9 +170,9 @@ def strike(job: Job, fault: str) -> None:
         case "agent":
             os.kill(job.agent(), signal.SIGKILL)
         case "node":
-            _kill(job.node())
+            kill(job.node())
         case "silence":
-            _kill(job.node(), signal.SIGSTOP)
+            kill(job.node(), signal.SIGSTOP)
 
 
 def gaps_of(start: Callable[[Path], Job], fault: str, strikes: int, limit_s: float) -> list[float]:
@@ -268,47 +269,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):  # half a line, of somebody who was killed
             found.append(json.loads(line))
     return found
-
-
-def _pids() -> Iterator[int]:
-    own = os.getpid()
-    yield from (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != own)
-
-
-def _children(parent: int) -> list[int]:
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(pid)
-    return found
-
-
-def _with_words(*words: str) -> list[int]:
-    """Return processes whose command line has all these words."""
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if all(w in argv for w in words):
-                found.append(pid)
-    return found
-
-
-def _marked(text: str) -> list[int]:
-    """Return processes that were started with some text in their environment."""
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            if text.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found.append(pid)
-    return found
-
-
-def _kill(pids: Sequence[int], sig: signal.Signals = signal.SIGKILL) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, sig)
 
 
 def _free_port() -> int:

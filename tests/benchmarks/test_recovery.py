@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from benchmarks.recovery import FAULTS, Gaps, some_of, rows, share_of_default, table
+from benchmarks.recovery import FAULTS, Gaps, rows, share_of_default, some_of, table
 
 INF = float("inf")
 
