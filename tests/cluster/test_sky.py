@@ -146,6 +146,24 @@ def test_lost_machines_are_told_rented_anew_and_given_back(own_bed: Bed) -> None
     cluster.give_back("run")  # no error
 
 
+def test_run_that_was_given_back_is_rented_again(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    [node] = ready(cluster, "run", 1)
+    earlier = program(cluster, node, "import time; time.sleep(600)")
+    own_bed.lose(cluster, "run")
+    wait_for(lambda: earlier.poll() is not None, "the loss is noticed", 240)
+    cluster.give_back("run")
+    [node] = ready(cluster, "run", 1)
+    later = program(cluster, node, "import time; time.sleep(600)")
+    assert later.poll() is None
+    assert earlier.poll() == -9, "what was lost is not taken for what runs now"
+    earlier.kill()
+    assert later.poll() is None
+    cluster.give_back("run")
+    assert later.poll() == -9
+    assert ready(cluster, "run", 2)[1].name == node.name + "-worker1"
+
+
 def test_job_that_died_is_started_again_on_the_same_machines(own_bed: Bed) -> None:
     cluster = own_bed.open()
     [node] = ready(cluster, "run", 1)
