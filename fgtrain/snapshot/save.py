@@ -311,6 +311,7 @@ class Saver:
         """Return, in order, the commits and failures heard of since last asked (this rank's view); never waits."""
         while (report := self._uploads.report()) is not None:
             self._take(report)
+        self._uploads.mend(self._base)
         heard, self._heard = self._heard, []
         return heard
 
@@ -336,6 +337,7 @@ class Saver:
 
     def _turn(self) -> None:
         """Hear one report, or pass a turn of waiting."""
+        self._uploads.mend(self._base)
         if (report := self._uploads.report(_TURN_S)) is not None:
             self._take(report)
 
