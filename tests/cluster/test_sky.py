@@ -17,7 +17,7 @@ from cluster._sky_rent import Landlord
 from cluster._sky_task import parse_settings
 from cluster._ssh_link import close_links
 from cluster.sky import SkyCluster
-from tests.contracts.cluster import ClusterContract
+from tests.contracts.cluster import RealClusterContract
 from tests.testbed.runs import wait_for
 from tests.testbed.sky import fake_driver
 
@@ -73,7 +73,7 @@ def own_bed(tmp_path: Path) -> Iterator[Bed]:
     bed.end()
 
 
-class TestSky(ClusterContract):
+class TestSky(RealClusterContract):
     @pytest.fixture
     def cluster(self, bed: Bed) -> Iterator[SkyCluster]:
         yield bed.open()
