@@ -7,6 +7,7 @@ import pytest
 from benchmarks import goodput
 from benchmarks.goodput import Scenario
 from benchmarks.goodput_peer import Gap, Peer, gaps, summary
+from launcher.rehearse.account import Stretch
 from launcher.rehearse.costs import Costs
 from launcher.rehearse.traces import random_trace
 
@@ -70,3 +71,17 @@ def test_run_that_goes_back_shows_an_interruption() -> None:
 
 def test_step_is_the_same_for_all(accounts: list[tuple[str, goodput.Account]]) -> None:
     assert {round(a.useful_s / a.steps, 6) for _, a in accounts} == {0.5}
+
+
+def test_run_that_may_shrink_does_not_wait_for_the_next_node() -> None:
+    attempts = [
+        Stretch(0, 10, 0, 10, 2),
+        Stretch(13, 20, 10, 17, 1),
+        Stretch(21, 30, 17, 26, 2),
+        Stretch(35, 40, 26, 30, 1),
+    ]
+    elastic = goodput.with_joins(COSTS, attempts)
+    assert (elastic.restart, elastic.join) == (4.0, 1.0)
+    assert goodput.with_joins(COSTS, attempts[:1]) == COSTS
+    assert goodput.costs_in(Scenario(8, 8), COSTS, elastic) == COSTS
+    assert goodput.costs_in(Scenario(8, 32), COSTS, elastic) == elastic
