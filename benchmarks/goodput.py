@@ -81,7 +81,7 @@ SCENARIOS = (Scenario(8, 8), Scenario(16, 16), Scenario(8, 32))
 
 
 class Measured(NamedTuple):
-    """What a run of ours was seen to cost, where its time went, and when it lost which nodes (seconds from its start)."""
+    """What a run of ours was seen to cost, where its time went, and when it lost which nodes, in seconds of its own."""
 
     costs: Costs
     account: Account
