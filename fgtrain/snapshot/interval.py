@@ -9,6 +9,10 @@ PRIOR_MTBF_S = 4 * 3600.0
 """What to believe before anything has failed; weighs as much as one failure."""
 
 
+MEMORY_S = 10.0
+"""The longest time between two copies into host memory, however seldom runs fail: what is repeated stays seconds."""
+
+
 class Costs(NamedTuple):
     """Measured costs of a snapshot, in seconds.
 
@@ -41,8 +45,9 @@ def memory_steps(copy_s: float, step_s: float, mtbf_s: float, share: float = 0.0
     """Return every how many steps to stage in memory: what loses least, but copying takes at most `share` of the time.
 
     A copy costs training no more than the time it takes. Until both times are measured (0), every 10 steps.
-    Source: Young, as above: sqrt(2 C M).
+    Source: Young, as above: sqrt(2 C M), but no longer than `MEMORY_S`.
     """
     if step_s <= 0 or copy_s <= 0:
         return 10
-    return max(1, math.ceil(max(copy_s / share, math.sqrt(2 * copy_s * mtbf_s)) / step_s))
+    wanted_s = min(math.sqrt(2 * copy_s * mtbf_s), MEMORY_S)
+    return max(1, math.ceil(max(copy_s / share, wanted_s) / step_s))

@@ -226,11 +226,15 @@ def test_copies_into_memory_take_no_more_than_their_share_and_are_no_rarer_than_
 
 def test_copies_into_memory_lose_least() -> None:
     def lost(every: int) -> float:
-        return 0.1 / (every * 0.5) + every * 0.5 / 2 / 3600  # copying, and half a period for each failure
+        return 0.1 / (every * 0.5) + every * 0.5 / 2 / 400  # copying, and half a period for each failure
 
-    every = interval.memory_steps(0.1, 0.5, 3600.0)
+    every = interval.memory_steps(0.1, 0.5, 400.0)
     assert lost(every) <= min(lost(every - 2), lost(every + 2))
-    assert interval.memory_steps(0.1, 0.5, 3600.0 / 4) < every
+    assert interval.memory_steps(0.1, 0.5, 400.0 / 3) < every
+
+
+def test_copies_into_memory_are_seconds_apart_however_seldom_runs_fail() -> None:
+    assert interval.memory_steps(0.1, 0.5, 1e7) == interval.MEMORY_S / 0.5
 
 
 def test_unmeasured_costs_mean_every_ten_steps() -> None:
