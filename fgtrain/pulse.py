@@ -39,6 +39,7 @@ class Phase(IntEnum):
     FINISH = 4
     PREPARE = 5
     COMPILE = 6
+    DONE = 7
 
 
 class Stage(IntEnum):
@@ -107,6 +108,17 @@ def birth(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except OSError:  # Source of the field's number: proc(5), 22 counted from the process's ID
         return ""
+
+
+def alive(beat: Beat) -> bool:
+    """Tell whether a slot's process lives; where births cannot be told, its number has to do."""
+    if beat.pid <= 1 or birth(beat.pid) != beat.born:
+        return False
+    try:
+        os.kill(beat.pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 class Pulse:

@@ -20,7 +20,7 @@ from fgtrain.dataindex import index_digest, usable
 from fgtrain.errors import KeyExists, RecipeError, StoreError, UserError
 from fgtrain.lineage import find
 from fgtrain.parts import digest
-from fgtrain.plan import World, check_world, make_plan
+from fgtrain.plan import Engine, World, check_world, make_plan
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore, is_name
 from fgtrain.stores import Store
@@ -157,8 +157,8 @@ def _taken(name: str, store: Store) -> UserError:
     )
 
 
-def check_training_installed(recipe: Recipe | None = None) -> None:
-    """Refuse to start workers where they could not import torch, or what a recipe's strategy is made of.
+def check_training_installed(recipe: Recipe | None = None, engine: Engine = "torchrun") -> None:
+    """Refuse to start workers where they could not import torch, or what starts them or their strategy is made of.
 
     Raises:
         UserError
@@ -169,6 +169,10 @@ def check_training_installed(recipe: Recipe | None = None) -> None:
     extra = recipe.strategy.extra if recipe else ""
     if extra and importlib.util.find_spec(extra) is None:
         raise UserError(f"the recipe's strategy needs {extra}, not installed here: pip install 'fglaunch[{extra}]'")
+    if engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "--engine deepspeed: not installed here: pip install 'fglaunch[deepspeed]', or --engine torchrun"
+        )
 
 
 def world_notes(world: World) -> list[str]:
