@@ -83,12 +83,15 @@ def worker_env(env: Mapping[str, str], slots: int, pid: int) -> dict[str, str]:
     }
 
 
-def end_of(code: int, beats: Sequence[Beat], slots: int) -> int:
+def end_of(code: int, beats: Sequence[Beat], slots: int, killed: int = 0) -> int:
     """Return what a launcher's exit status means: 0 done, above 0 a status, below a signal. Pure.
 
-    DeepSpeed passes on the status of the worker that failed first; a signal's number comes negative, modulo 256. A
-    launcher that was itself killed counts as successful there, here only if all workers have said that they are done.
+    DeepSpeed passes on the status of a worker that has failed when it looks, once a second; a signal's number comes
+    negative, modulo 256. A launcher that was itself killed counts as successful there, here only if all workers have
+    said that they are done. `killed`: a signal that was seen to end a worker; others, who lost it, may have failed since.
     """
+    if code and killed:
+        return -killed
     if code > 256 - signal.NSIG:
         return code - 256
     done = sum(b.phase is Phase.DONE for b in beats)
@@ -102,6 +105,7 @@ class Launch:
         """Start nothing yet; workers that are stopped for `detect_s` seconds will be killed."""
         self._argv, self._env, self._pulse, self._slots = argv, env, folder / FILE, slots
         self._stopped, self._told, self._asked = Stopped(detect_s), set[int](), False
+        self._killed = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -112,7 +116,7 @@ class Launch:
             self._attend()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
-        end = end_of(process.returncode, self._beats(), self._slots)
+        end = end_of(process.returncode, self._beats(), self._slots, self._killed)
         self.kill()
         return end
 
@@ -127,8 +131,9 @@ class Launch:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _attend(self) -> None:
-        """Pass on what was asked, and look for workers that somebody has stopped."""
+        """Pass on what was asked; look for workers that somebody has stopped, and for those that a signal has ended."""
         living = {b.pid for b in self._beats() if alive(b)}
+        self._killed = self._killed or max(map(killed_by, living), default=0)
         for pid in self._stopped.look(living, time.monotonic()):
             print(f"worker {pid} is stopped: killed", file=sys.stderr, flush=True)
             _signal(pid, signal.SIGKILL)
@@ -143,6 +148,15 @@ class Launch:
             return decode(self._pulse.read_bytes())
         except FileNotFoundError:  # no worker has begun
             return []
+
+
+def killed_by(pid: int) -> int:
+    """Return the signal that has ended a process that its parent has not looked at yet; 0 if there is none."""
+    with contextlib.suppress(OSError, IndexError):
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        if after_name[0] == "Z":
+            return int(after_name[49]) & 0x7F  # field 52, exit_code, in the form of wait(2). Source: proc(5)
+    return 0
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fgtrain.deepspeed_launch import Launch, end_of, hostfile, launcher_argv, worker_env
+from fgtrain.deepspeed_launch import Launch, end_of, hostfile, killed_by, launcher_argv, worker_env
 from fgtrain.lifeline import LAUNCHER_PID
 from fgtrain.pulse import FILE, Beat, Phase, Stage, decode
 from tests.testbed.runs import ROOT, wait_for
@@ -78,6 +78,16 @@ def test_workers_are_not_the_agents_children_and_know_whose_they_are() -> None:
 )
 def test_end_of_a_launcher_is_that_of_its_workers(code: int, phases: list[Phase], end: int) -> None:
     assert end_of(code, [beat(p, slot) for slot, p in enumerate(phases)], 2) == end
+
+
+def test_signal_that_ended_a_worker_is_told_though_others_failed_since() -> None:
+    assert end_of(1, [beat(Phase.STEP)], 1, killed=9) == -9
+    assert end_of(0, [beat(Phase.DONE)], 1, killed=9) == 0, "all was done"
+    with subprocess.Popen(["sleep", "600"]) as process:
+        assert killed_by(process.pid) == 0
+        process.kill()
+        assert wait_for(lambda: killed_by(process.pid), "the end") == signal.SIGKILL
+    assert killed_by(process.pid) == 0
 
 
 def launch(folder: Path, before: str = "", after: str = "", detect_s: float = 60.0) -> Launch:
