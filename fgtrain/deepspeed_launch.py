@@ -88,7 +88,7 @@ def end_of(code: int, beats: Sequence[Beat], slots: int, killed: int = 0) -> int
 
     DeepSpeed passes on the status of a worker that has failed when it looks, once a second; a signal's number comes
     negative, modulo 256. A launcher that was itself killed counts as successful there, here only if all workers have
-    said that they are done. `killed`: a signal that was seen to end a worker; others, who lost it, may have failed since.
+    said that they are done. `killed`: a signal that was seen to end a worker, after which others may have failed too.
     """
     if code and killed:
         return -killed
