@@ -87,15 +87,17 @@ def end_of(code: int, beats: Sequence[Beat], slots: int, killed: int = 0) -> int
     """Return what a launcher's exit status means: 0 done, above 0 a status, below a signal. Pure.
 
     DeepSpeed passes on the status of a worker that has failed when it looks, once a second; a signal's number comes
-    negative, modulo 256. A launcher that was itself killed counts as successful there, here only if all workers have
-    said that they are done. `killed`: a signal that was seen to end a worker, after which others may have failed too.
+    negative, modulo 256. A launcher that was itself killed counts as successful there; here, what counts is that all
+    workers have said that they are done. `killed`: a signal that was seen to end a worker, after which others may have
+    failed too.
     """
+    if sum(b.phase is Phase.DONE for b in beats) == slots:
+        return 0
     if code and killed:
         return -killed
     if code > 256 - signal.NSIG:
         return code - 256
-    done = sum(b.phase is Phase.DONE for b in beats)
-    return code if code or done == slots else -signal.SIGKILL
+    return code or -signal.SIGKILL
 
 
 class Launch:

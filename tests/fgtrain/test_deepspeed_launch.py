@@ -68,6 +68,7 @@ def test_workers_are_not_the_agents_children_and_know_whose_they_are() -> None:
         (0, [Phase.DONE, Phase.STEP], -signal.SIGKILL),  # the launcher itself was killed, which DeepSpeed calls success
         (0, [Phase.DONE], -signal.SIGKILL),
         (0, [], -signal.SIGKILL),
+        (-signal.SIGKILL, [Phase.DONE, Phase.DONE], 0),  # asked to leave when all was done
         (1, [Phase.STEP, Phase.STEP], 1),
         (75, [Phase.FINISH, Phase.FINISH], 75),
         (256 - signal.SIGKILL, [Phase.STEP, Phase.STEP], -signal.SIGKILL),
