@@ -62,22 +62,24 @@ def run_job(server: S3Server, model: str, frozen: bool, args: argparse.Namespace
 
 def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
     """Lay out one model's figures."""
-    ours = found["ours"]
+    ours, training = found["ours"], found["training"]
     floor = spread(found["floor"])
-    stall = spread([r["stall"] for r in ours])
-    ratio = spread(ratios([r["stall"] for r in ours], found["floor"]))
+    stall = spread([r["stall"] for r in training])
+    ratio = spread(ratios([r["stall"] for r in training], found["floor"]))
     mb = [r["bytes_new"] / 1e6 / max(r["commit"], 1e-9) for r in ours]
     raw_put = [r["bytes_new"] / 1e6 / s for r, s in zip(ours, found["raw_put"], strict=True)]
     raw_get = [found["state_bytes"] / 1e6 / s for s in found["raw_get"]]
     got = [found["state_bytes"] / 1e6 / s for s in found["restore"]]
-    drag = spread(found["busy"]).median / spread(found["quiet"]).median
+    while_training = spread([r["bytes_new"] / 1e6 / max(r["commit"], 1e-9) for r in training])
+    drag = spread([s for r in training for s in r["busy_steps"]]).median / spread(found["quiet"]).median
     lines = [
-        [f"{name}: memcpy of S/N", _ms(floor), "1.00", "", "", "", "", ""],
+        [f"{name}: memcpy of S/N", _ms(floor), "1.00", "", "", "", "", "", ""],
         [
             f"{name}: ours",
             _ms(stall),
             f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
             _against(mb, raw_put),
+            f"{while_training.median:.0f}",
             _against(got, raw_get),
             f"{ours[-1]['bytes_new'] / 1e6:.1f} of {found['state_bytes'] / 1e6:.1f}",
             f"{drag:.2f}",
@@ -88,7 +90,7 @@ def rows(name: str, found: dict[str, Any]) -> list[list[str]]:
         blocked, total = spread(seconds), spread(found["total"][method])
         speed = found["state_bytes"] / 1e6 / total.median
         times = blocked.median / max(floor.median, 1e-9)
-        lines.append([f"{name}: {method}", _ms(blocked), f"{times:.1f}", f"{speed:.0f}", "", "", "", ""])
+        lines.append([f"{name}: {method}", _ms(blocked), f"{times:.1f}", f"{speed:.0f}", "", "", "", "", ""])
     return lines
 
 
@@ -122,6 +124,7 @@ def main() -> None:
         "blocked ms",
         "x memcpy",
         "commit MB/s / raw PUT",
+        "while training",
         "restore MB/s / raw GET",
         "MB new",
         "step slowdown",

@@ -32,6 +32,8 @@ from fgtrain.state import State
 from fgtrain.stores import open_store
 from fgtrain.torchvision_compat import import_timm
 
+_RESTORES = 3  # a round: they are short, and the memory of a virtual machine is now and then slow at first use
+
 
 class Settings(msgspec.Struct, frozen=True):
     """What to measure: `store` for ours, `bucket` and `prefix` for the peers' objects, rounds of each."""
@@ -115,15 +117,21 @@ class Ours:
         self._state, self._trainer = state, trainer
 
     def snapshot(self, *, busy: bool) -> dict[str, Any]:
-        """Take one; `busy`: train on while it uploads. Returns seconds and bytes."""
+        """Take one of a state that has just changed; returns seconds and bytes.
+
+        `busy`: train on while it is copied and uploaded; else nothing else runs, as beside the raw client.
+        """
         state = self._state
-        self._saver.make_room()
-        tensors, values = state.tensors(), state.values()
-        begun, _ = timed(lambda: self._saver.begin(state.step, tensors, state.buffers(), values, {}, persist=True))
         self._trainer.gradients()
-        drained, _ = timed(self._saver.drain)
         self._trainer.update()
-        step = state.step - 1
+        self._saver.make_room()
+        begun, _ = timed(self._begin)
+        step = state.step
+        if busy:
+            self._trainer.gradients()
+        drained, _ = timed(self._saver.drain)
+        if busy:
+            self._trainer.update()
         steps = [self._trainer.step_s() for _ in range(2 if busy else 0)]
         commit = self._saver.settle(step)
         return {
@@ -133,6 +141,10 @@ class Ours:
             "bytes_shared": commit.bytes_shared,
             "busy_steps": steps,
         }
+
+    def _begin(self) -> None:
+        state = self._state
+        self._saver.begin(state.step, state.tensors(), state.buffers(), state.values(), {}, persist=True)
 
     def close(self) -> None:
         """Let the uploader go."""
@@ -203,17 +215,17 @@ def measure(settings: Settings, place: Place) -> dict[str, Any]:
     quiet = [trainer.step_s() for _ in range(4)][1:]
     ours = Ours(settings, place, state, trainer)
     copy = copy_floor(state, place.size)
-    found: dict[str, Any] = {"ours": [], "busy": [], "floor": [], "raw_put": [], "quiet": quiet}
+    found: dict[str, Any] = {"ours": [], "training": [], "floor": [], "raw_put": [], "quiet": quiet}
     found |= {"raw_get": [], "restore": [], "blocked": {}, "total": {}}
     ours.snapshot(busy=False)  # the first one uploads what is frozen too
     for i in range(settings.rounds):
-        found["floor"].append(timed(copy)[0])
         found["ours"].append(ours.snapshot(busy=False))
         found["raw_put"].append(raw.put_s(settings, ours.runs, place, i))
-        found["busy"] += ours.snapshot(busy=True)["busy_steps"]
+        found["floor"].append(timed(copy)[0])
+        found["training"].append(ours.snapshot(busy=True))
         found["quiet"].append(trainer.step_s())
     names = from_leader(ours.runs.manifest_names() if place.leads else [], place)
-    for _ in range(settings.rounds):
+    for _ in range(settings.rounds * _RESTORES):
         found["raw_get"].append(raw.get_s(ours.runs, place))
         found["restore"].append(timed(lambda: load.from_store(ours.runs, place, names, print))[0])
     found["rss_ours"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

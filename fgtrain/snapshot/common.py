@@ -14,24 +14,26 @@ import torch
 import torch.distributed as dist
 
 from fgtrain.place import Place, from_all
+from fgtrain.snapshot.hugepages import SharedMemory, rounded
 
 
 class Common(NamedTuple):
     """Memory for `buffer.numel()` bytes; `holder[r]` is the rank whose copy of it is the one that rank r writes to.
 
-    `file`: the descriptor of shared memory.
+    `shared`: what is behind it, if others write to it, too, and `file` its descriptor.
     """
 
     buffer: torch.Tensor
     holder: list[int]
-    file: int | None = None
+    shared: SharedMemory | None = None
+    file: int = -1
 
     def place(self, at: int, bytes_: int, fetch: Callable[[memoryview], None], scratch: Scratch) -> None:
         """Have `fetch` fill `bytes_` bytes from `at` on; threads may call together.
 
-        Pages of shared memory that are new cost a fault each if they are written in place: more than a copy into them.
+        Small pages of shared memory that are new cost a fault each if they are written in place: more than a copy.
         """
-        if self.file is None:
+        if self.shared is None or self.shared.make_huge(at, at + bytes_):
             fetch(memoryview(self.buffer.numpy()).cast("B")[at : at + bytes_])  # type: ignore[arg-type]
             return
         data = scratch.of(bytes_)
@@ -42,7 +44,7 @@ class Common(NamedTuple):
 
     def close(self) -> None:
         """Let the descriptor go; the memory stays as long as `buffer`."""
-        if self.file is not None:
+        if self.shared is not None:
             os.close(self.file)
 
     def spread(self, stretches: list[list[tuple[int, int]]], place: Place) -> None:
@@ -106,7 +108,7 @@ def take(bytes_: int, place: Place) -> Common:
     if everywhere:
         if shared is None:
             return Common(_own(bytes_), holder)
-        return Common(shared[0], holder, shared[1])
+        return Common(torch.frombuffer(shared[0].view, dtype=torch.uint8), holder, *shared)
     if shared is not None:
         os.close(shared[1])
     return Common(_own(bytes_), list(range(place.size)))
@@ -116,18 +118,18 @@ def _make(bytes_: int) -> int | None:
     if sys.platform != "linux":
         return None
     fd = os.memfd_create("fglaunch-restore")  # limited by the memory there is, as any allocation, not by /dev/shm
-    os.ftruncate(fd, bytes_)
+    os.ftruncate(fd, rounded(bytes_))
     return fd
 
 
-def _open(path: str | None, bytes_: int) -> tuple[torch.Tensor, int] | None:
+def _open(path: str | None, bytes_: int) -> tuple[SharedMemory, int] | None:
     """Return the memory behind a path, and its descriptor; None if it cannot be had."""
     if path is None:
         return None
     with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
         file = os.open(path, os.O_RDWR)
         undo.callback(os.close, file)
-        memory = torch.frombuffer(mmap.mmap(file, bytes_), dtype=torch.uint8)
+        memory = SharedMemory(file, bytes_)
         undo.pop_all()
         return memory, file
     return None

@@ -27,7 +27,8 @@ from fgtrain.snapshot.staged import Header, Lines
 WEIGHT_GROUPS = ("frozen", "model", "ema")
 PART_TIMEOUT_S = 300.0  # from a share being stored to the slowest rank's
 _STREAMS = 4  # requests at a time
-_LONGEST_PAUSE_S = 0.25  # between two looks for part lists: what a commit may come late by
+_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25  # between two looks for part lists: what a commit may come late by
+_PAUSE_SHARE = 0.1  # of what has been waited
 _STORED, _GIVEN_UP = ".json", ".failed"  # how the key of a rank's part list ends
 _PENDING_S = 3600.0  # how long an uncommitted upload may be relied upon: well below any grace period of a collection
 
@@ -234,7 +235,7 @@ class Uploader:
             raise
 
     def _gather(self, header: Header, newer: Callable[[], bool]) -> list[PartList]:
-        name, deadline, pause = self._parts(header.step), time.monotonic() + PART_TIMEOUT_S, 0.02
+        name, begun = self._parts(header.step), time.monotonic()
         while True:
             keys = [e.key for e in self._runs.store.list(self._runs.key("parts/"))]
             there = [k for k in keys if k.startswith(f"{name}/")]
@@ -244,12 +245,12 @@ class Uploader:
             if len(there) == header.world:
                 return [self._part(key) for key in there]
             gone_on = _gone_on(keys, name, header.world)
-            if gone_on or time.monotonic() > deadline or newer():
+            waited = time.monotonic() - begun
+            if gone_on or waited > PART_TIMEOUT_S or newer():
                 why = f"; rank {gone_on[0]} has gone on without" if gone_on else ""
                 raise StoreUnavailable(f"{len(there)} of {header.world} ranks stored their share{why}")
             self._check_fence()  # a newer attempt's commit takes the part lists of older ones away
-            self._sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_PAUSE_S)
+            self._sleep(min(max(_PAUSE_S, waited * _PAUSE_SHARE), _LONGEST_PAUSE_S))
 
     def _part(self, key: str) -> PartList:
         try:
