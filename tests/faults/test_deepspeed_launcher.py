@@ -76,7 +76,7 @@ def test_killed_worker_stopped_worker_and_killed_launcher_cost_an_attempt_each(
     runs: Runs, by_torchrun: tuple[list[str], dict[int, float]]
 ) -> None:
     with runs.start("run", *RECIPE, "--gpus", "2", "--engine", "deepspeed", "--name", "run") as live:
-        live.wait_step(4)
+        live.wait_snapshot(8)
         assert (runs.work / "run" / "node0" / "hostfile").read_text() == "node0 slots=2\n"
         assert len(launchers(live)) == 1
         os.kill(ranks(live, runs, 0)[1].pid, signal.SIGKILL)
