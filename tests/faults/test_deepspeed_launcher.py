@@ -17,6 +17,7 @@ from tests.testbed.runs import LiveRun, Runs, wait_for
 pytestmark = [
     pytest.mark.train,
     pytest.mark.chaos,
+    pytest.mark.timeout(1200),  # each attempt imports torch and DeepSpeed anew, three times over
     pytest.mark.skipif(
         importlib.util.find_spec("deepspeed") is None,
         reason="DeepSpeed is not installed: scripts/install train deepspeed",
