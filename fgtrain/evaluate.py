@@ -13,6 +13,7 @@ from fgtrain.data import Sample
 from fgtrain.fitting import smaller
 from fgtrain.freeze import train_mode
 from fgtrain.journal import Journal
+from fgtrain.ladder import Ladder
 from fgtrain.oom import is_oom, make_room
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place, agree, agreeing
@@ -30,6 +31,7 @@ def evaluate(
     state: State,
     place: Place,
     stop_asked: Callable[[], bool] = lambda: False,
+    ladder: Ladder | None = None,
 ) -> dict[str, float] | None:
     """Return loss, top-1 and top-5 (shares of 1) and the number of samples, the same on every rank.
 
@@ -38,11 +40,14 @@ def evaluate(
 
     Returns None, on every rank, where some rank was asked to stop meanwhile: a node that is about to go has no time to
     evaluate. The ranks ask each other while they compute.
+
+    Out of memory, a rank takes fewer samples at a time; where ranks go in lockstep, all do, from the next start on
+    (`ladder`).
     """
     micro_batches = -(-len(samples) // recipe.evaluate.micro)
     mine = share(micro_batches, place.rank, place.size)
     table = torch.zeros(micro_batches, 4, dtype=torch.float64)
-    measure = _Measure(recipe, state, place.device)
+    measure = _Measure(recipe, state, place.device, ladder)
     state.net.eval()
     with state.ema.applied(state.net) if state.ema else nullcontext():
         batches = loader.evaluation_batches(recipe, samples, mine, pin=place.device.type == "cuda")
@@ -53,7 +58,7 @@ def evaluate(
             if batch is not None and len(batch.labels):
                 table[mine[turn]] = measure(batch)
             elif state.lockstep:
-                _keep_step(recipe, state.net, place.device)
+                measure.keep_step()
             wait()
             if asked.item():
                 return None
@@ -74,8 +79,9 @@ class Evaluations:
         journal: Journal,
         stop_asked: Callable[[], bool],
         pulse: Pulse,
+        ladder: Ladder | None = None,
     ) -> None:
-        self._recipe, self._plan, self._samples, self._state = recipe, plan, samples, state
+        self._recipe, self._plan, self._samples, self._state, self._ladder = recipe, plan, samples, state, ladder
         self._place, self._journal, self._stop_asked, self._pulse = place, journal, stop_asked, pulse
 
     @property
@@ -89,7 +95,7 @@ class Evaluations:
             return True
         self._pulse.phase(Phase.EVALUATE)
         state = self._state
-        result = evaluate(self._recipe, self._samples, state, self._place, self._stop_asked)
+        result = evaluate(self._recipe, self._samples, state, self._place, self._stop_asked, self._ladder)
         train_mode(state.net)
         if result is None:
             return False
@@ -102,9 +108,9 @@ class Evaluations:
 class _Measure:
     """Measures micro-batches; in smaller pieces, from the first on for which there was no memory."""
 
-    def __init__(self, recipe: Recipe, state: State, device: torch.device) -> None:
-        self._recipe, self._state, self._device = recipe, state, device
-        self._micro = recipe.evaluate.micro
+    def __init__(self, recipe: Recipe, state: State, device: torch.device, ladder: Ladder | None) -> None:
+        self._recipe, self._state, self._device, self._ladder = recipe, state, device, ladder
+        self._micro = ladder.shown(recipe.evaluate.micro) if ladder and state.lockstep else recipe.evaluate.micro
 
     def __call__(self, batch: loader.MicroBatch) -> torch.Tensor:
         """Return sums over a micro-batch. See `_measure`."""
@@ -117,24 +123,27 @@ class _Measure:
         return found
 
     def _try(self, batch: loader.MicroBatch) -> torch.Tensor | None:
-        count = self._recipe.evaluate.micro // self._micro
+        planned = self._recipe.evaluate.micro
         try:
             rows = [
                 _measure(self._recipe, self._state.net, piece, self._device)
-                for piece in loader.pieces(batch, self._micro, count)
+                for piece in loader.pieces(batch, self._micro, planned // self._micro)
             ]
         except RuntimeError as error:
-            if not is_oom(error) or self._state.lockstep:  # others would wait in a pass that this rank makes no more
+            if not is_oom(error) or (self._state.lockstep and self._ladder is None):
                 raise
+            if self._state.lockstep and self._ladder:  # others would wait in a pass that this rank makes no more
+                raise self._ladder.leave_evaluation(planned) from error
             return None
         return torch.stack(rows).sum(0)
 
-
-def _keep_step(recipe: Recipe, net: torch.nn.Module, device: torch.device) -> None:
-    """Run a forward pass that counts for nothing, because other ranks make one."""
-    side = recipe.data.crop
-    with autocast(recipe, device):
-        net(to_input(torch.zeros(1, side, side, 3, dtype=torch.uint8), recipe, device))
+    def keep_step(self) -> None:
+        """Run forward passes that count for nothing, because other ranks make as many."""
+        side = self._recipe.data.crop
+        for _ in range(self._recipe.evaluate.micro // self._micro):
+            with autocast(self._recipe, self._device):
+                images = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+                self._state.net(to_input(images, self._recipe, self._device))
 
 
 def _measure(recipe: Recipe, net: torch.nn.Module, batch: loader.MicroBatch, device: torch.device) -> torch.Tensor:

@@ -1,21 +1,32 @@
-"""`--fit`: the largest micro-batch that fits every rank's device, searched for before a run's first step."""
+"""`--fit`: the largest micro-batch that fits every rank's device, looked for before a run's first step.
+
+It is tried out, but where ranks go in lockstep through every pass: one that ran out of memory would leave the others
+waiting. There the arithmetic of `--dry-run` says it, and what that gets wrong is mended as the run goes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
+import msgspec
 import torch
+import torch.distributed as dist
 
-from fgtrain.fitting import Fitted, candidates, replan, shareable
+from fgtrain.fitting import Fitted, candidates, largest, replan, shareable
 from fgtrain.freeze import train_mode
 from fgtrain.ladder import remember, remembered
+from fgtrain.memory import estimate
 from fgtrain.oom import blank, forward, is_oom, make_room
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.plan import Plan
-from fgtrain.recipe import SGD, Recipe
+from fgtrain.recipe import SGD, Recipe, replace
 from fgtrain.runstore import RunFile, RunStore
+from fgtrain.singles import refuses
+from fgtrain.sizes import measure
 from fgtrain.state import State
 
+_UNSURE = 1.15  # what the arithmetic may be off by
 _SPARE = 0.05  # of a device's memory: for fragments, and what libraries take later
 
 
@@ -27,9 +38,13 @@ def settle_plan(
     Searches if that is asked for and has not been done. What is found holds for the rest of the run.
     """
     fitted = from_leader(remembered(runs) if place.leads else None, place)
-    if run.fit and not state.lockstep and (fitted is None or fitted.chosen is None):
-        chosen = search(run.recipe, run.plan, max(run.world.size, place.size), place, state)
-        fitted = Fitted(chosen, fitted.cuts if fitted else ())
+    if run.fit and (fitted is None or fitted.chosen is None):
+        ranks = max(run.world.size, place.size)
+        if state.lockstep:
+            chosen = reckon(run.recipe, run.plan, ranks, place, room(place.device))
+        else:
+            chosen = search(run.recipe, run.plan, ranks, place, state)
+        fitted = msgspec.structs.replace(fitted or Fitted(), chosen=chosen)
         if place.leads:
             remember(runs, fitted, note)
             asked = f"the recipe's are of {run.plan.micro}"
@@ -40,11 +55,11 @@ def settle_plan(
 
 
 def search(recipe: Recipe, plan: Plan, ranks: int, place: Place, state: State) -> int:
-    """Return the largest micro-batch that fits on every rank; 1 if none does: the run will say so.
+    """Return the largest micro-batch that fits on every rank; the smallest if none does: the run will say so.
 
     Goes up from the recipe's as long as all goes well, and down from it if it does not fit itself.
     """
-    sizes = candidates(plan, ranks, recipe.determinism)
+    sizes = _candidates(recipe, plan, ranks)
 
     def fits(micro: int) -> bool:
         return not agree(torch.tensor([float(not _fits_here(recipe, state, micro, place.device))])).item()
@@ -54,7 +69,38 @@ def search(recipe: Recipe, plan: Plan, ranks: int, place: Place, state: State) -
     if best >= 0:
         return up[best]
     down = [m for m in sizes if m < plan.micro]
-    return next((m for m in reversed(down) if fits(m)), 1)
+    return next((m for m in reversed(down) if fits(m)), sizes[0])
+
+
+def reckon(recipe: Recipe, plan: Plan, ranks: int, place: Place, here: int) -> int:
+    """Return the largest micro-batch that fits on every rank by arithmetic; the smallest if none does.
+
+    `here`: the bytes that this rank can have.
+    """
+    least = int(agree(torch.tensor([here]), dist.ReduceOp.MIN))
+    if not place.leads:
+        return from_leader(0, place)
+
+    def needs(micro: int) -> int:
+        with_it = replace(recipe, batch=replace(recipe.batch, micro=micro))
+        return estimate(measure(with_it, place.device), with_it, place.size).total
+
+    return from_leader(largest(_candidates(recipe, plan, ranks), needs, int(least / _UNSURE)), place)
+
+
+def room(device: torch.device) -> int:
+    """Return the bytes that this process can have in all: of its device, or its share of the machine's memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - _SPARE * total)
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return whole // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _candidates(recipe: Recipe, plan: Plan, ranks: int) -> list[int]:
+    """Return the micro-batches to choose from, rising; none of a single sample where the network refuses that."""
+    sizes = candidates(plan, ranks, recipe.determinism)
+    return sizes[1:] if len(sizes) > 1 and refuses(recipe) else sizes
 
 
 def _fits_here(recipe: Recipe, state: State, micro: int, device: torch.device) -> bool:

@@ -8,6 +8,9 @@ have computed, had it lived.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
 import msgspec
 
 from fgtrain.plan import Plan
@@ -23,10 +26,14 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class Fitted(msgspec.Struct, frozen=True):
-    """What a run has found out: the micro-batch that `--fit` chose (None: the recipe's), then each one that failed."""
+    """What a run has found out: the micro-batch that `--fit` chose (None: the recipe's), then each one that failed.
+
+    `shown`: the most samples that evaluation takes at a time where ranks go in lockstep (None: the recipe's).
+    """
 
     chosen: int | None = None
     cuts: tuple[Cut, ...] = ()
+    shown: int | None = None
 
     def micro_at(self, step: int, planned: int) -> int:
         """Return the micro-batch of a step, where the plan's is `planned`: a divisor of it."""
@@ -35,7 +42,12 @@ class Fitted(msgspec.Struct, frozen=True):
     def cut(self, step: int, micro: int) -> Fitted:
         """Return the same with a smaller micro-batch from `step` on."""
         kept = tuple(c for c in self.cuts if c.step < step or c.micro < micro)
-        return Fitted(self.chosen, tuple(sorted((*kept, Cut(step, micro)), key=lambda c: (c.step, -c.micro))))
+        cuts = tuple(sorted((*kept, Cut(step, micro)), key=lambda c: (c.step, -c.micro)))
+        return msgspec.structs.replace(self, cuts=cuts)
+
+    def shown_at_most(self, planned: int) -> int:
+        """Return how many samples evaluation takes at a time, where the recipe says `planned`: a divisor of it."""
+        return self.shown if self.shown and planned % self.shown == 0 else planned
 
 
 def smaller(micro: int) -> int | None:
@@ -62,6 +74,11 @@ def candidates(plan: Plan, ranks: int, determinism: str) -> list[int]:
     """
     most = plan.micro if determinism == "bits" else max(plan.total // ranks, 1)
     return [micro for micro in range(1, most + 1) if plan.total % micro == 0]
+
+
+def largest(sizes: Sequence[int], needs: Callable[[int], int], room: int) -> int:
+    """Return the largest of some micro-batches, rising, that does not need more than `room`; the first, if all do."""
+    return sizes[max(bisect_right(sizes, room, key=needs), 1) - 1]
 
 
 def shareable(micro: int, plan: Plan, ranks: int) -> int:

@@ -8,24 +8,23 @@ from collections.abc import Callable
 
 import torch
 
-from fgtrain.batchnorm import RunningStatistics
+from fgtrain import singles
 from fgtrain.data import Images
 from fgtrain.fitting import Fitted
 from fgtrain.ladder import Ladder, Shortage, remember
-from fgtrain.optimizer import autocast, computes_in
+from fgtrain.memory import estimate
+from fgtrain.optimizer import autocast
 from fgtrain.place import Place
 from fgtrain.plan import Plan
-from fgtrain.recipe import Recipe
+from fgtrain.recipe import Recipe, replace
 from fgtrain.runstore import RunStore
-from fgtrain.savings import Footprint, savings, spell
-from fgtrain.state import State
+from fgtrain.savings import Saving, savings, spell, spell_one
+from fgtrain.sizes import measure
 from fgtrain.tensors import to_input
-
-_PROBE = 2  # samples: BatchNorm wants more than one
 
 # Source: texts of PyTorch's c10 and ATen (CUDABlas.cpp, cudnn Exceptions.h, CPUAllocator.cpp) and of the CUDA runtime.
 _TEXTS = re.compile(
-    r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
     r"|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED|DefaultCPUAllocator: (can't|not enough)"
 )
 
@@ -43,13 +42,7 @@ def make_room(device: torch.device) -> None:
 
 
 def make_ladder(
-    recipe: Recipe,
-    plan: Plan,
-    fitted: Fitted | None,
-    runs: RunStore,
-    place: Place,
-    state: State,
-    note: Callable[[str], None],
+    recipe: Recipe, plan: Plan, fitted: Fitted | None, runs: RunStore, place: Place, note: Callable[[str], None]
 ) -> Ladder:
     """Make a run's ladder: what it finds is kept in the store and told, both by rank 0."""
 
@@ -57,44 +50,30 @@ def make_ladder(
         remember(runs, found, note)
 
     def tell(shortage: Shortage) -> None:
-        note(advice(recipe, state, place.device, shortage))
+        make_room(place.device)
+        note(spell(shortage, recipe, _would_save(recipe, place.device, shortage.micro, shortage.world)))
 
-    return Ladder(plan, fitted, leads=place.leads, keep=keep, tell=tell)
+    def advise(shortage: Shortage) -> str:
+        found = _would_save(recipe, place.device, shortage.micro, shortage.world)
+        return f". What would save memory in a new run: {', '.join(map(spell_one, found))}" if found else ""
+
+    return Ladder(
+        *(plan, fitted),
+        leads=place.leads,
+        keep=keep,
+        tell=tell,
+        advise=advise,
+        refuses=lambda: singles.refuses(recipe),
+    )
 
 
-def advice(recipe: Recipe, state: State, device: torch.device, shortage: Shortage) -> str:
-    """Say what happened and what would save memory, by what a forward pass of two samples holds on to."""
-    make_room(device)
+def _would_save(recipe: Recipe, device: torch.device, micro: int, world: int) -> list[Saving]:
+    """Return what would save memory on this world; nothing, where the network cannot be looked at without memory."""
+    tried = replace(recipe, batch=replace(recipe.batch, micro=micro))
     try:
-        found = footprint(recipe, state, device)
-    except RuntimeError as error:
-        if not is_oom(error):
-            raise
-        return spell(shortage, recipe, [])
-    bf16 = computes_in(recipe, device) != torch.float32
-    return spell(shortage, recipe, savings(recipe, found, shortage.micro, shortage.world, bf16=bf16))
-
-
-def footprint(recipe: Recipe, state: State, device: torch.device) -> Footprint:
-    """Measure what a network's parameters, and one sample's way through it, take; it is left as it was."""
-    parameters = list(state.net.parameters())
-    own = {p.untyped_storage().data_ptr() for p in parameters}
-    held: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    norms = RunningStatistics(state.net)
-    norms.begin_step()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = forward(recipe, state.net, blank(recipe, _PROBE), device)
-    del logits
-    norms.go_back()
-    trained = sum(p.nbytes for p in parameters if p.requires_grad)
-    return Footprint(sum(p.nbytes for p in parameters), trained, sum(held.values()) // _PROBE)
+        return savings(tried, lambda r: estimate(measure(r, device), r, world).total)
+    except Exception:  # it is advice: nothing ends for want of it
+        return []
 
 
 def blank(recipe: Recipe, samples: int) -> torch.Tensor:

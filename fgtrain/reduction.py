@@ -129,7 +129,8 @@ class Mailed(Applied):
     def exchange(self, mail: torch.Tensor) -> None:
         """Begin to sum `mail`, and the statistics with it; gradients are there already."""
         filled = torch.tensor([float(self._filled)])
-        self._sums, self._mail_length = torch.cat([mail, self._norms.flat_sum()]), len(mail)
+        statistics = self._norms.flat_sum().to(mail.device)  # of a network without BatchNorm they lie nowhere
+        self._sums, self._mail_length = torch.cat([mail, statistics]), len(mail)
         if mail.device.type == "cpu":  # then one message does
             self._sums = torch.cat([self._sums, filled])
             self._all_filled = self._sums[-1:]

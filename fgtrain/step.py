@@ -7,6 +7,7 @@ reduction's affair (`fgtrain.reduction`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -24,8 +25,9 @@ from fgtrain.optimizer import autocast
 from fgtrain.place import Place, agree
 from fgtrain.plan import Plan, rate, share
 from fgtrain.profiler import Profiler
-from fgtrain.pulse import Pulse, Stage
+from fgtrain.pulse import Phase, Pulse, Stage
 from fgtrain.recipe import Recipe
+from fgtrain.singles import as_if_frozen, refuses
 from fgtrain.state import State
 from fgtrain.stopwatch import make_stopwatch
 from fgtrain.tensors import to_input
@@ -103,7 +105,7 @@ class Stepper:
             before_update: called when the state is about to change.
 
         Raises:
-            torch.OutOfMemoryError: a rank has no memory for a single sample.
+            MemoryError: a rank has no memory for a single sample, or for as few as the network takes.
         """
         state, pulse = self._state, self._pulse
         pulse.worked(self._stopwatch.seconds() / work(len(self._mine)))  # of the last step: a device tells late
@@ -112,8 +114,8 @@ class Stepper:
         while (words := self._gradients(batches, held, wishes)).ran_out:
             self._reduction.drop_step()
             make_room(self._place.device)
-            if not self._ladder.shrink(state.step, words.ran_out, self._place.size):
-                raise torch.OutOfMemoryError(f"step {state.step}: out of memory with a single sample a micro-batch")
+            with pulse.meanwhile(Phase.COMPILE):  # what would save memory takes a while to find out
+                self._ladder.shrink(state.step, words.ran_out, self._place.size)
             self._divide()
         pulse.stage(Stage.UPDATE)
         with self._span("snapshot"):
@@ -191,10 +193,12 @@ class Stepper:
 
     def _backward(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Add one micro-batch's gradients and return the sum of its losses."""
+        norms = self._norms(batch)
         _seed(key("dropout", self._recipe.seed, self._state.step, micro_batch), self._place.device)
         filled = len(batch.ids) > 0
         last = micro_batch == self._mine.stop * self._parts - 1  # its backward pass waits for the other ranks
-        with self._patience.first(len(batch.ids), last), self._reduction.micro_batch(micro_batch, filled=filled):
+        patience = self._patience.first(len(batch.ids), last)
+        with patience, norms, self._reduction.micro_batch(micro_batch, filled=filled):
             if not filled and not self._reduction.collective:
                 return torch.zeros(())
             with self._span("forward"):
@@ -207,6 +211,10 @@ class Stepper:
                 self._reduction.backward(loss * scale)
         detached: torch.Tensor = loss.detach()
         return detached
+
+    def _norms(self, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Return what to run a micro-batch in: of a single sample, the statistics are no statistics."""
+        return as_if_frozen(self._state.net) if len(batch.ids) == 1 and refuses(self._recipe) else nullcontext()
 
     def _keep_step(self, like: MicroBatch) -> None:
         """Run a pass that counts for nothing, because other ranks make one."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fgtrain import finish, loader
+from fgtrain import finish, loader, singles
 from fgtrain.bits import settle_kernels
 from fgtrain.cache.together import ready_together
 from fgtrain.data import Index
@@ -66,6 +66,8 @@ def train(
     if recipe.determinism == "bits":
         settle_kernels()
         journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes are few: kernels are tried out once for each
     state = recipe.strategy.build(recipe, place)
     phases.end("build")
     memory = memory_folders(run.name, folder)
@@ -88,6 +90,7 @@ def train(
     tier = restored.tier if restored else ""
     journal.event("attempt", attempt=attempt.attempt, step=state.step, steps=plan.steps, world=place.size, tier=tier)
     plan, fitted = settle_plan(run, runs, place, state, note)
+    singles.check(recipe, plan)
     saver = Saver(
         runs,
         place,
@@ -104,13 +107,13 @@ def train(
     committed = restored.base.step if restored and restored.base else 0
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
-    ladder = make_ladder(recipe, plan, fitted, runs, place, state, note)
+    ladder = make_ladder(recipe, plan, fitted, runs, place, note)
     profiler = make_profiler(run.profile, runs, place, folder, attempt.attempt, note)
     stepper = Stepper(recipe, plan, place, state, pulse, ladder, profiler)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
     )
-    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse)
+    evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse, ladder)
     batches = phases.first("batch", batches)
     phases.end("prepare")
     journal.begin()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fgtrain.ladder import NOT_ENOUGH
 from fgtrain.plan import Engine
 from launcher.budgets import Ledger, Try
 from launcher.failures import KINDS, Kind, Poison, Sign, agents_word, cause, tells_of_a_join, worker_exit
@@ -136,4 +137,5 @@ class Incidents:
         if retry.allowed:
             return None
         why = f"{first.kind}, {retry.number} times without progress past step {self._ledger.best}"
-        return Verdict(1, f"given up ({why}): {first.message}{_ADVICE.get(first.kind, '')}", first.traceback)
+        advice = "" if NOT_ENOUGH in first.message else _ADVICE.get(first.kind, "")
+        return Verdict(1, f"given up ({why}): {first.message}{advice}", first.traceback)

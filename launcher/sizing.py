@@ -23,6 +23,7 @@ from fgtrain.recipe import Recipe
 from fgtrain.strategies.fsdp import FSDP
 
 _TIMEOUT_S = 300.0
+_FORM = 2  # of what is kept: what counts as a size has changed once
 
 
 def memory_line(recipe: Recipe, world: int) -> str:
@@ -62,5 +63,6 @@ def _key(recipe: Recipe) -> str:
     for package in ("torch", "timm"):
         with suppress(metadata.PackageNotFoundError):
             versions.append(metadata.version(package))
-    parts = (recipe.model, recipe.data.crop, recipe.batch.micro, recipe.precision, unit, versions)
+    how = (recipe.precision, recipe.checkpointing, unit, versions)
+    parts = (recipe.model, recipe.data.crop, recipe.batch.micro, _FORM, *how)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -77,15 +78,24 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
         return out, sample.label
 
 
-def pictures(job: Job, rank: int | None) -> DataLoader[Any]:
-    """Make the loader of a rank's micro-batches; of all ranks', for a library that shards it itself, if None."""
+def pictures(
+    job: Job,
+    rank: int | None,
+    dataset: type[Pictures] = Pictures,
+    collate: Callable[[list[tuple[torch.Tensor, int]]], Any] | None = None,
+) -> DataLoader[Any]:
+    """Make the loader of a rank's micro-batches; of all ranks', for a library that shards it itself, if None.
+
+    `collate` makes a micro-batch of samples; None: torch's own way.
+    """
     recipe, workers = job.run.recipe, job.run.recipe.loader.workers
     assert isinstance(recipe.data, Images)
     repeats = -(-LONG // len(job.data.train))
-    dataset = Pictures(recipe.data, job.data.train * repeats)
-    sampler: Any = None if rank is None else DistributedSampler(dataset, job.run.world.size, rank, drop_last=True)
+    samples = dataset(recipe.data, job.data.train * repeats)
+    sampler: Any = None if rank is None else DistributedSampler(samples, job.run.world.size, rank, drop_last=True)
     return DataLoader(
-        dataset,
+        samples,
+        collate_fn=collate,
         batch_size=recipe.batch.micro,
         shuffle=sampler is None,
         sampler=sampler,
@@ -121,7 +131,8 @@ def precision(job: Job) -> str:
 
 
 def build(job: Job, device: torch.device) -> torch.nn.Module:
-    """Make the network, in training mode."""
+    """Make the network, in training mode; cuDNN tries its kernels out, as in our loop."""
+    torch.backends.cudnn.benchmark = True
     net = job.run.recipe.model.build().to(device)
     if job.run.recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

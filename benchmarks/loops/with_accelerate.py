@@ -7,7 +7,7 @@ import os
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
 from benchmarks.loops import job as jobs
 from fgtrain.optimizer import build_optimizer
@@ -21,6 +21,7 @@ def main() -> None:
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(jobs.precision(job), jobs.precision(job)),
         gradient_accumulation_steps=job.accumulate,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # as its guide to performance has it
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     net = jobs.build(job, accelerator.device)

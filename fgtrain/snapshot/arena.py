@@ -16,7 +16,7 @@ import torch
 from fgtrain.errors import StoreUnavailable
 from fgtrain.snapshot import staged
 from fgtrain.snapshot.staged import Header, MemoryFile
-from fgtrain.snapshot.staging import page_lock
+from fgtrain.snapshot.staging import page_lock, page_unlock
 
 _KEPT = 2  # newest complete slots: the last one may be incomplete on another rank
 FROZEN = "frozen"
@@ -76,6 +76,7 @@ class Arena:
     def _grow(self, name: str, bytes_: int) -> None:
         if name in self._files and self._files[name].bytes_ >= bytes_:
             return
+        self._unlock(name)
         self._files[name] = MemoryFile(self.folder / f"{name}.bytes", bytes_)
         self._views[name] = torch.frombuffer(self._files[name].map, dtype=torch.uint8)
         if self._pinned:
@@ -83,12 +84,18 @@ class Arena:
 
     def _leave(self) -> None:
         """Begin anew in the next folder. What is complete in this one stays there until there is as much again."""
+        for name in self._views:
+            self._unlock(name)
         self._files.clear()
         self._views.clear()
         self._left.append(self._folders.pop(0))
         if not self._complete:
             self._forget_left()
         self._complete.clear()
+
+    def _unlock(self, name: str) -> None:
+        if self._pinned and name in self._views:
+            page_unlock(self._views[name])
 
     def _forget_left(self) -> None:
         while self._left:

@@ -10,11 +10,11 @@ changes (buffers, such as BatchNorm's) is copied at once; it is small.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
@@ -163,8 +163,11 @@ class CudaStager:
         _copy(host)
         _copy(now, non_blocking=True)  # on the current stream: ordered before the next forward
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        device = [p for p in later if p.source.device.type != "cpu"]
+        for piece in device:  # one that is no view of the state, but a copy, must not be given to another until then
+            piece.source.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
-            _copy([p for p in later if p.source.device.type != "cpu"], non_blocking=True)
+            _copy(device, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(self._stream)
         started = time.perf_counter()
@@ -197,5 +200,14 @@ def make_stager(device: torch.device) -> Stager:
 
 def page_lock(memory: torch.Tensor) -> None:
     """Lock host memory so that the device can copy into it without a bounce; where that fails, copies still work."""
-    address = ctypes.c_void_p(memory.data_ptr()).value
-    torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, 0)  # type: ignore[no-untyped-call]
+    if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)):  # type: ignore[no-untyped-call]
+        # CUDA keeps the error for whoever asks next, which is the next kernel's launch: let it be this one.
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")
+
+
+def page_unlock(memory: torch.Tensor) -> None:
+    """Undo `page_lock`, before the memory goes: the device would write to its old pages, whatever is mapped there."""
+    if int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())):  # type: ignore[no-untyped-call]
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")

@@ -19,7 +19,6 @@ from fgtrain.plan import Plan, World, chosen_world, share
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import Store, open_store
 from fgtrain.strategies import Strategy
-from fgtrain.strategies.ddp import DDP
 from launcher import foreground, limits, prepare, queued, supervision
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import agent_command, deepspeed_commands, rendezvous_command
@@ -47,10 +46,6 @@ def call(args: argparse.Namespace) -> int:
     notes += foreground.check_start(run, cluster, world, args.port, queued=queue is not None)
     store = open_store(args.store or prepare.default_store())
     foreground.check_store(store, cluster_name, cluster)
-    if args.fit and not isinstance(run.recipe.strategy, DDP):
-        raise UserError(
-            "--fit: only with strategy ddp: elsewhere a rank that runs out of memory would leave others waiting"
-        )
     run = prepare.begin_from(run, store, args.init_from, args.init_skip)
     run = msgspec.structs.replace(run, fit=args.fit, profile=args.profile)
     if not args.dry_run:  # which leaves no trace
@@ -89,7 +84,7 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
         f"strategy   {strategy_words(run.recipe.strategy)}",
         memory_line(run.recipe, world.size),
         f"micro      {plan.micro_batches} micro-batches of {plan.micro} a step"
-        + ("; --fit searches for the largest that fits" if run.fit else ""),
+        + ("; --fit looks for the largest that fits" if run.fit else ""),
     ]
     for rank in range(world.size):
         mine = share(plan.micro_batches, rank, world.size)

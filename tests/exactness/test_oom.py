@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from fgtrain import singles
+from fgtrain.errors import UserError
 from fgtrain.fitting import Cut, Fitted
 from fgtrain.ladder import Shortage
+from fgtrain.plan import make_plan
 from fgtrain.recipe import Batch, Recipe, replace
-from tests.exactness.training import RESNET, Hungry, fitting, train
+from fgtrain.strategies.fsdp import FSDP
+from tests.exactness.training import RESNET, Hungry, fitting, reckoning, train
 from tests.testbed.rank_pool import Ranks
 
 pytestmark = pytest.mark.train
@@ -61,7 +65,29 @@ def test_a_device_too_small_for_one_sample_ends_the_run_on_all_ranks(ranks: Rank
     recipe = replace(ROOMY, model=Hungry(limit=0, rank=1), data=larger, determinism="samples")
     with pytest.raises(AssertionError) as told:
         ranks.call(2, train, recipe)
-    assert str(told.value).count("OutOfMemoryError: step 0: out of memory with a single sample") == 2
+    assert str(told.value).count("MemoryError: step 0: out of memory with micro-batches of 1; there is nothing") == 2
+
+
+def test_what_batchnorm_refuses_is_not_tried(ranks: Ranks) -> None:
+    recipe = replace(ROOMY, model=Hungry(limit=0, rank=1), determinism="samples")
+    with pytest.raises(AssertionError) as told:
+        ranks.call(2, train, recipe)
+    assert str(told.value).count("MemoryError: step 0: out of memory with micro-batches of 2; BatchNorm layers") == 2
+
+
+def test_single_sample_that_a_run_ends_with_has_the_same_bits_in_any_world(ranks: Ranks) -> None:
+    """The last of 58 samples is alone in its micro-batch: with three in each, 57 are in full ones."""
+    recipe = replace(RESNET, batch=Batch(total=12, micro=3))
+    (alone, *_) = ranks.call(1, train, recipe)
+    assert {o.digest for o in ranks.call(3, train, recipe)} == {alone.digest}
+
+
+def test_micro_batch_of_one_by_recipe_is_refused_where_batchnorm_sees_one_pixel() -> None:
+    one = replace(RESNET, batch=Batch(total=12, micro=1))
+    with pytest.raises(UserError, match=r"batch\.micro=1: .*--set batch\.micro=2, or a larger data\.crop"):
+        singles.check(one, make_plan(one, 29))
+    larger = replace(one, data=replace(RESNET.data, resize=64, crop=64))
+    singles.check(larger, make_plan(larger, 29))
 
 
 def test_what_is_computed_anew_leaves_the_same_bits(ranks: Ranks) -> None:
@@ -75,3 +101,9 @@ def test_fit_finds_the_largest_micro_batch_for_all_ranks(ranks: Ranks, limit: in
     larger = replace(RESNET.data, resize=64, crop=64)
     recipe = replace(ROOMY, model=Hungry(limit=limit, rank=1), data=larger, determinism="samples")
     assert ranks.call(2, fitting, recipe) == [found] * 2
+
+
+@pytest.mark.parametrize("micro", [2, 3])
+def test_fit_in_lockstep_reckons_with_the_rank_that_has_least(ranks: Ranks, micro: int) -> None:
+    recipe = replace(RESNET, batch=Batch(total=12, micro=4), strategy=FSDP(), determinism="samples")
+    assert ranks.call(2, reckoning, recipe, micro) == [micro] * 2

@@ -17,17 +17,20 @@ from fgtrain.bits import assert_equal, settle_kernels
 from fgtrain.build import build_state
 from fgtrain.data import BadImage
 from fgtrain.data.imagefolder import ImageFolder
-from fgtrain.fit import search
+from fgtrain.fit import reckon, search
 from fgtrain.fitting import Fitted
 from fgtrain.freeze import train_mode
 from fgtrain.ladder import Ladder, Shortage
 from fgtrain.loader import MicroBatch
+from fgtrain.memory import estimate
 from fgtrain.models import Model
 from fgtrain.models.timm import Timm
 from fgtrain.parts import Part
 from fgtrain.place import Place
 from fgtrain.plan import Plan, make_plan, share
 from fgtrain.recipe import SGD, AdamW, Batch, Ema, Loader, Recipe, replace
+from fgtrain.singles import refuses
+from fgtrain.sizes import measure
 from fgtrain.step import Stepper, Wishes
 
 CLASSES = 3
@@ -211,7 +214,8 @@ def train(
     if scale is not None:
         state.scaler._init_scale = scale
     told: list[Shortage] = []
-    stepper = Stepper(recipe, plan, place, state, ladder=Ladder(plan, fitted, tell=told.append))
+    ladder = Ladder(plan, fitted, tell=told.append, refuses=lambda: refuses(recipe))
+    stepper = Stepper(recipe, plan, place, state, ladder=ladder)
     batches = made_up(recipe, plan, place, 0, bad)
     losses = []
     for _Hungry.step in range(plan.steps):
@@ -233,6 +237,13 @@ def fitting(place: Place, recipe: Recipe) -> int:
     assert digest(state.tensors(), state.values()) == before
     assert all(p.grad is None for p in state.net.parameters())
     return found
+
+
+def reckoning(place: Place, recipe: Recipe, micro: int) -> int:
+    """Return what `--fit` reckons where rank 1 has just the memory for micro-batches of `micro`, and others more."""
+    smaller = replace(recipe, batch=replace(recipe.batch, micro=micro))
+    room = round(1.16 * estimate(measure(smaller), smaller, place.size).total)
+    return reckon(recipe, make_plan(recipe, SAMPLES), place.size, place, room if place.rank == 1 else 10 * room)
 
 
 def digest(tensors: dict[str, dict[str, torch.Tensor]], values: Any) -> str:

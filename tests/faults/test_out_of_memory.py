@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -49,4 +50,30 @@ def test_run_goes_on_with_smaller_micro_batches_and_a_restart_knows_them(tmp_pat
     samples = json.loads((store / "run.json").read_text())["plan"]["samples"]
     assert len(seen) == round(1.2 * samples)
     assert len({tuple(i) for i in seen}) == len(seen)
+    assert json.loads((store / "result.json").read_text())["last"]["val_samples"] > 32
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+def test_ranks_in_lockstep_start_again_with_less_in_training_and_evaluation(tmp_path: Path, strategy: str) -> None:
+    if strategy == "zero2" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed: scripts/install train deepspeed")
+    runs = Runs(tmp_path, PYTHONPATH=f"{TIGHT}{os.pathsep}{ROOT}")
+    recipe = tmp_path / "tight.py"
+    recipe.write_text(RECIPE)
+    short = ("--set", "epochs=0.2", "--strategy", strategy)
+    with runs.start("tight", str(recipe), "--nodes", "2", "--gpus", "1", "--name", "tight", *short) as run:
+        assert run.wait() == 0, run.output()
+        output = run.output()
+    store = tmp_path / "store" / "runs" / "tight"
+    assert json.loads((store / "micro.json").read_text()) == {
+        "chosen": None,
+        "cuts": [{"step": 0, "micro": 4}],
+        "shown": 32,
+    }
+    told = [line for line in output.splitlines() if line.startswith("fitted: ")]
+    assert len(told) == 3, output
+    assert "they hold 8 from here on" in told[0]
+    assert "What would save memory in a new run: --set " in told[0]
+    assert "out of memory in evaluation with micro-batches of 64; they hold 32" in told[2]
     assert json.loads((store / "result.json").read_text())["last"]["val_samples"] > 32

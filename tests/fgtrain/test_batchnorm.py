@@ -6,8 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fgtrain.batchnorm import RunningStatistics
+from fgtrain.reduction import Mailed
+from fgtrain.state import State
+from tests.fgtrain.recipes import recipe
 
 MICRO_BATCHES = [torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(i)) * (i + 1) for i in range(3)]
 
@@ -58,3 +63,14 @@ def test_network_without_batchnorm_has_nothing_to_agree_on() -> None:
     plain.end_micro_batch(1.0)
     plain.end_step(plain.flat_sum(), 1)
     assert plain.flat_sum().shape == (0,)
+
+
+def test_network_without_batchnorm_exchanges_on_its_own_device() -> None:
+    """Tensors without contents say where they are, and complain of company from elsewhere as a GPU's do."""
+    with FakeTensorMode():
+        net = nn.Linear(2, 2, device="meta")
+        state = State(net, torch.optim.SGD(net.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False), None)
+        reduction = Mailed(recipe(), state)
+        reduction.begin_mail()
+        reduction.exchange(torch.zeros(3, device="meta"))
+        reduction.drop_step()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgtrain.errors import Refitted, StoreUnavailable
-from fgtrain.fitting import KEY, Cut, Fitted, candidates, replan, shareable, smaller
+from fgtrain.fitting import KEY, Cut, Fitted, candidates, largest, replan, shareable, smaller
 from fgtrain.ladder import Ladder, Shortage, remember, remembered
 from fgtrain.plan import Plan, make_plan
 from fgtrain.recipe import Batch
@@ -61,26 +61,65 @@ def test_fit_chooses_among_divisors_that_all_ranks_can_share() -> None:
     assert shareable(4, plan(), 8) == 4
 
 
+@given(st.integers(1, 200), st.integers(0, 3000))
+def test_largest_that_fits_by_arithmetic(total: int, room: int) -> None:
+    sizes = [m for m in range(1, total + 1) if total % m == 0]
+    found = largest(sizes, lambda micro: 100 + 10 * micro, room)
+    fitting = [m for m in sizes if 100 + 10 * m <= room]
+    assert found == (max(fitting) if fitting else 1)
+
+
 def test_ladder_goes_down_to_one_and_says_so_once() -> None:
     kept: list[Fitted] = []
     told: list[Shortage] = []
     ladder = Ladder(plan(micro=4), keep=kept.append, tell=told.append)
-    assert [ladder.parts(7), ladder.shrink(7, 1, 2), ladder.parts(7), ladder.parts(6)] == [1, True, 2, 1]
-    assert [ladder.shrink(7, 2, 2), ladder.parts(7), ladder.shrink(9, 1, 2)] == [True, 4, False]
+    assert ladder.parts(7) == 1
+    ladder.shrink(7, 1, 2)
+    assert [ladder.parts(7), ladder.parts(6)] == [2, 1]
+    ladder.shrink(7, 2, 2)
+    assert ladder.parts(7) == 4
+    with pytest.raises(MemoryError, match="step 9: out of memory with micro-batches of 1; there is nothing smaller"):
+        ladder.shrink(9, 1, 2)
     assert [(s.micro, s.smaller) for s in told] == [(4, 2), (2, 1), (1, None)]
     assert kept[-1].cuts == (Cut(7, 1),)
+
+
+def test_ladder_ends_above_what_the_network_refuses() -> None:
+    kept: list[Fitted] = []
+    told: list[Shortage] = []
+    ladder = Ladder(plan(micro=4), keep=kept.append, tell=told.append, refuses=lambda: True)
+    ladder.shrink(7, 1, 2)
+    with pytest.raises(MemoryError, match="with micro-batches of 2; BatchNorm layers refuse a single sample: this is"):
+        ladder.shrink(7, 1, 2)
+    assert told[-1] == Shortage(7, 1, 2, 2, None, refused=True)
+    assert kept == [Fitted(cuts=(Cut(7, 2),))]
+    assert isinstance(ladder.leave(7, 2), MemoryError)
+
+
+def test_evaluation_that_ran_out_of_memory_in_lockstep_takes_less_after_a_restart() -> None:
+    kept: list[Fitted] = []
+    ladder = Ladder(plan(micro=4), Fitted(8, (Cut(2, 2),)), keep=kept.append)
+    error = ladder.leave_evaluation(2)
+    assert isinstance(error, Refitted)
+    assert str(error) == "out of memory in evaluation with micro-batches of 2; they hold 1 from here on"
+    assert kept == [Fitted(8, (Cut(2, 2),), shown=1)]
+    assert Ladder(plan(), kept[0]).shown(64) == 1
+    assert isinstance(ladder.leave_evaluation(2), MemoryError)
+    assert kept[0].cut(3, 1).shown == 1
 
 
 def test_only_the_leader_records_unless_a_rank_is_alone_with_it() -> None:
     kept: list[Fitted] = []
     told: list[Shortage] = []
     ladder = Ladder(plan(micro=2), leads=False, keep=kept.append, tell=told.append)
-    assert ladder.shrink(0, 1, 2)
+    ladder.shrink(0, 1, 2)
     assert (kept, told) == ([], [])
-    alone = Ladder(plan(micro=2), leads=False, keep=kept.append)
+    alone = Ladder(plan(micro=2), leads=False, keep=kept.append, advise=lambda shortage: f". Less of {shortage.micro}")
     error = alone.leave(3, 2)
     assert isinstance(error, Refitted)
-    assert "step 3 with micro-batches of 2; they hold 1 from here on, the global batch stays 64" in str(error)
+    assert str(error) == (
+        "step 3: out of memory with micro-batches of 2; they hold 1 from here on, the global batch stays 64. Less of 2"
+    )
     assert kept == [Fitted(cuts=(Cut(3, 1),))]
     assert isinstance(alone.leave(3, 2), MemoryError)
 
