@@ -9,6 +9,9 @@ as it comes, torchrun with its settings tuned, and fglaunch, in turns. Struck is
     silence   SIGSTOP of all its processes: to the others, a cable that was cut
 
 The figure is the time from the fault to the end of the first step of the next incarnation of the workers.
+
+A round of everything takes some eight minutes, most of it waiting for peers that notice nothing: `--faults` and
+`--peers` choose. Interrupted, by Ctrl-C or SIGTERM, it prints the table of what it has.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.processes import children, kill, marked, with_words
 from benchmarks.spread import ratios, spread
 from benchmarks.table import conditions, render
 
@@ -83,11 +87,11 @@ class Torchrun:
 
     def worker(self) -> int:
         """See `Job`."""
-        return _children(self.agent())[0]
+        return children(self.agent())[0]
 
     def node(self) -> list[int]:
         """See `Job`."""
-        return [self.agent(), *_children(self.agent())]
+        return [self.agent(), *children(self.agent())]
 
     def steps(self) -> list[tuple[float, int, int]]:
         """See `Job`."""
@@ -95,8 +99,8 @@ class Torchrun:
 
     def end(self) -> None:
         """See `Job`; a worker that outlived its agent is found by its command line."""
-        _kill([p for a in self._agents for p in (a.pid, *_children(a.pid))])
-        _kill(_with_words(str(self._folder), "benchmarks.recovery_peer"))
+        kill([p for a in self._agents for p in (a.pid, *children(a.pid))])
+        kill(with_words(str(self._folder), "benchmarks.recovery_peer"))
         for agent in self._agents:
             agent.wait(30)
 
@@ -113,7 +117,7 @@ class Ours:
             self._launcher = subprocess.Popen(argv, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def _on_node(self, *words: str) -> list[int]:
-        return _with_words(str(self._work / "toy" / "node1"), *words)
+        return with_words(str(self._work / "toy" / "node1"), *words)
 
     def agent(self) -> int:
         """See `Job`."""
@@ -127,7 +131,7 @@ class Ours:
 
     def node(self) -> list[int]:
         """See `Job`."""
-        return _marked(f"{self._work}/toy/node1#")
+        return marked(f"{self._work}/toy/node1#")
 
     def steps(self) -> list[tuple[float, int, int]]:
         """See `Job`."""
@@ -142,16 +146,20 @@ class Ours:
 
     def end(self) -> None:
         """See `Job`."""
-        _kill([self._launcher.pid])
+        kill([self._launcher.pid])
         self._launcher.wait(30)
-        _kill(_marked(f"{self._work}/"))
+        kill(marked(f"{self._work}/"))
 
 
-SYSTEMS: dict[str, Callable[[Path], Job]] = {
+Gaps = dict[str, dict[str, list[float]]]
+"""fault -> system -> for how long it stood still, in seconds"""
+
+OURS = "fglaunch"
+PEERS: dict[str, Callable[[Path], Job]] = {
     "torchrun": lambda folder: Torchrun(folder, tuned=False),
-    "torchrun, tuned": lambda folder: Torchrun(folder, tuned=True),
-    "fglaunch": Ours,
+    "tuned": lambda folder: Torchrun(folder, tuned=True),
 }
+SYSTEMS: dict[str, Callable[[Path], Job]] = {**PEERS, OURS: Ours}
 
 
 def strike(job: Job, fault: str) -> None:
@@ -162,9 +170,9 @@ def strike(job: Job, fault: str) -> None:
         case "agent":
             os.kill(job.agent(), signal.SIGKILL)
         case "node":
-            _kill(job.node())
+            kill(job.node())
         case "silence":
-            _kill(job.node(), signal.SIGSTOP)
+            kill(job.node(), signal.SIGSTOP)
 
 
 def gaps_of(start: Callable[[Path], Job], fault: str, strikes: int, limit_s: float) -> list[float]:
@@ -197,21 +205,23 @@ def _gap(job: Job, fault: str, limit_s: float) -> float:
     return float("inf")
 
 
-def measure(faults: Sequence[str], rounds: int, strikes: int, limit_s: float) -> dict[str, dict[str, list[float]]]:
-    """Strike every system in every way, in `rounds` turns; returns gaps in seconds by fault and system."""
-    gaps: dict[str, dict[str, list[float]]] = {f: {s: [] for s in SYSTEMS} for f in faults}
-    for _ in range(rounds):
-        for fault in faults:
-            for name, start in SYSTEMS.items():
-                seen = gaps_of(start, fault, strikes, limit_s)
-                gaps[fault][name] += seen
-                words = ", ".join(_spell([s], limit_s) for s in seen)
-                print(f"{fault}: {name}: {words} s", file=sys.stderr, flush=True)
-    return gaps
+def measure(gaps: Gaps, rounds: int, strikes: int, limit_s: float) -> bool:
+    """Strike every system in every way, in `rounds` turns, and fill in `gaps`; False if it was interrupted."""
+    try:
+        for _ in range(rounds):
+            for fault, by_system in gaps.items():
+                for name, taken in by_system.items():
+                    seen = gaps_of(SYSTEMS[name], fault, strikes, limit_s)
+                    taken += seen
+                    words = ", ".join(_spell([s], limit_s) for s in seen)
+                    print(f"{fault}: {name}: {words} s", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
-def rows(gaps: dict[str, dict[str, list[float]]], limit_s: float) -> list[list[str]]:
-    """Lay out the table: medians in seconds, and fglaunch's share of torchrun's default."""
+def rows(gaps: Gaps, limit_s: float) -> list[list[str]]:
+    """Lay out the table: medians in seconds, and fglaunch's share of torchrun's default; "-": not measured."""
     return [
         [fault, *(_spell(times, limit_s) for times in by_system.values()), _share(by_system, limit_s)]
         for fault, by_system in gaps.items()
@@ -220,18 +230,22 @@ def rows(gaps: dict[str, dict[str, list[float]]], limit_s: float) -> list[list[s
 
 def share_of_default(by_system: dict[str, list[float]], limit_s: float) -> float:
     """Return the median of fglaunch's gaps over torchrun's; in pairs, where a run has not ended its round early."""
-    ours, theirs = ([min(t, limit_s) for t in by_system[name]] for name in ("fglaunch", "torchrun"))
+    ours, theirs = ([min(t, limit_s) for t in by_system[name]] for name in (OURS, "torchrun"))
     if len(ours) != len(theirs):
         return spread(ours).median / spread(theirs).median
     return spread(ratios(ours, theirs)).median
 
 
 def _share(by_system: dict[str, list[float]], limit_s: float) -> str:
+    if not by_system.get("torchrun") or not by_system[OURS]:
+        return "-"
     unseen = float("inf") in by_system["torchrun"]
     return f"{'< ' if unseen else ''}{share_of_default(by_system, limit_s):.2f}"
 
 
 def _spell(times: Sequence[float], limit_s: float) -> str:
+    if not times:
+        return "-"
     middle = spread([min(t, limit_s) for t in times]).median
     return f"> {limit_s:.0f}" if middle >= limit_s else f"{middle:.1f}"
 
@@ -257,47 +271,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _pids() -> Iterator[int]:
-    own = os.getpid()
-    yield from (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != own)
-
-
-def _children(parent: int) -> list[int]:
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(pid)
-    return found
-
-
-def _with_words(*words: str) -> list[int]:
-    """Return processes whose command line has all these words."""
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if all(w in argv for w in words):
-                found.append(pid)
-    return found
-
-
-def _marked(text: str) -> list[int]:
-    """Return processes that were started with some text in their environment."""
-    found = []
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            if text.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found.append(pid)
-    return found
-
-
-def _kill(pids: Sequence[int], sig: signal.Signals = signal.SIGKILL) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, sig)
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -305,25 +278,62 @@ def _free_port() -> int:
         return port
 
 
+def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a parser of names with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        chosen = [name for name in text.split(",") if name]
+        if unknown := [name for name in chosen if name not in names]:
+            raise argparse.ArgumentTypeError(f"no {unknown[0]!r}; there are {', '.join(names)}")
+        return chosen
+
+    return parse
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Stop measuring, once: what was started is ended in peace."""
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
-    """Measure and print; 1 if the bar is missed."""
+    """Measure and print; 1 if the bar is missed, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="benchmarks.recovery", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each (default: %(default)s)")
     parser.add_argument("--strikes", type=int, default=1, metavar="N", help="at a run's workers (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=60.0, metavar="S", help="wait no longer (default: %(default)s)")
-    parser.add_argument("--faults", default=",".join(FAULTS), help="which (default: %(default)s)")
+    parser.add_argument("--faults", type=some_of(FAULTS), default=list(FAULTS), help="which, of " + ",".join(FAULTS))
+    parser.add_argument("--peers", type=some_of([*PEERS]), default=[*PEERS], help="which, of " + ",".join(PEERS))
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(1))  # and leave nothing running
-    faults = [f for f in args.faults.split(",") if f in FAULTS]
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, _interrupt)
     said = conditions()
-    gaps = measure(faults, args.rounds, args.strikes, args.limit)
-    headers = ["fault at one of two nodes", *(f"{name}, s" for name in SYSTEMS), "ratio"]
-    print(f"{said}; medians of {args.rounds} rounds in turns\n\n{render(headers, rows(gaps, args.limit))}\n")
-    met = "worker" not in gaps or share_of_default(gaps["worker"], args.limit) <= BAR
-    print(
-        f"bar: a worker's loss costs at most {BAR:g} of what it costs torchrun's default: {'met' if met else 'missed'}"
-    )
-    return 0 if met else 1
+    gaps: Gaps = {fault: {system: [] for system in (*args.peers, OURS)} for fault in args.faults}
+    whole = measure(gaps, args.rounds, args.strikes, args.limit)
+    print(table(gaps, said, args.rounds, args.limit, whole=whole))
+    met = _met(gaps, args.limit)
+    return 130 if not whole else 1 if met is False else 0
+
+
+def table(gaps: Gaps, said: str, rounds: int, limit_s: float, *, whole: bool) -> str:
+    """Return all that is printed; without `whole`, marked as a part."""
+    taken = max((len(times) for by_system in gaps.values() for times in by_system.values()), default=0)
+    part = "" if whole else f"; INTERRUPTED: what was taken so far, {taken} or less of each"
+    headers = ["fault at one of two nodes", *(f"{name}, s" for name in next(iter(gaps.values()))), "ratio"]
+    lines = [f"{said}; medians of {rounds} rounds in turns{part}", "", render(headers, rows(gaps, limit_s))]
+    if (met := _met(gaps, limit_s)) is not None:
+        text = f"bar: a worker's loss costs at most {BAR:g} of what it costs torchrun's default"
+        lines += ["", f"{text}: {'met' if met else 'missed'}"]
+    return "\n".join(lines)
+
+
+def _met(gaps: Gaps, limit_s: float) -> bool | None:
+    """Tell whether the bar is met; None if what it is about was not measured."""
+    by_system = gaps.get("worker", {})
+    if not by_system.get("torchrun") or not by_system[OURS]:
+        return None
+    return share_of_default(by_system, limit_s) <= BAR
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Landlord:
         self._lock = threading.RLock()
         self._well: dict[str, int] = {}  # cluster -> the serial number that this process saw well
         self._gone: dict[str, int] = {}  # cluster -> the serial number that is no more
+        self._ended: dict[str, int] = {}  # cluster -> the serial number that was given back: it never comes again
         self._asked: dict[str, float] = {}
         self._spot: dict[str, bool] = {}  # cluster -> the kind that is preferred, over what the settings say
 
@@ -116,8 +117,10 @@ class Landlord:
         """
         with self._lock:
             rent = self.rent(cluster)
-            if rent is None or len(rent.hosts) < count or self._gone.get(cluster) == rent.serial:
-                rent = self._launch(cluster, max(count, len(rent.hosts) if rent else 0), rent.serial if rent else 0)
+            if rent is None:
+                rent = self._launch(cluster, count, self._ended.get(cluster, 0))
+            elif len(rent.hosts) < count or self._gone.get(cluster) == rent.serial:
+                rent = self._launch(cluster, max(count, len(rent.hosts)), rent.serial)
             elif self._well.get(cluster) != rent.serial and not answers(cluster, rent):
                 rent = self._look_after(cluster, rent, answers)
             self._well[cluster] = rent.serial
@@ -198,9 +201,11 @@ class Landlord:
         Raises:
             ClusterError: it may still be there.
         """
-        if self.rent(cluster) is None:
+        rent = self.rent(cluster)
+        if rent is None:
             return
         self.ask("down", cluster=cluster)
+        self._ended[cluster] = rent.serial
         self._say(f"{cluster}: given back")
         for file in self._folder.glob(f"{cluster}*"):
             file.unlink()

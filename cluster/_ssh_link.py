@@ -287,6 +287,14 @@ def link_to(target: Target) -> Link:
         return _links[target]
 
 
+def leave(target: Target) -> None:
+    """End this process's connection to a host, if there is one; what asks for it next gets a new one."""
+    with _links_lock:
+        link = _links.pop(target, None)
+    if link:
+        link.close()
+
+
 def close_links() -> None:
     """End all connections of this process."""
     with _links_lock:

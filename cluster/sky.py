@@ -21,7 +21,7 @@ from cluster import _sky_task as words
 from cluster._sky_queue import JOB, SkyQueue
 from cluster._sky_rent import Landlord, Rent
 from cluster._ssh_client import Target
-from cluster._ssh_link import link_to
+from cluster._ssh_link import leave
 from cluster._ssh_settings import Settings, parse_settings
 from cluster.local import LocalCluster
 from cluster.ssh import SshCluster
@@ -203,7 +203,7 @@ class SkyCluster:
         """End the connections to machines that are no more."""
         if opened := self._opened.pop(cluster, None):
             for host in opened[1].hosts:
-                link_to(opened[1].target(host)).close()
+                leave(opened[1].target(host))
 
     def _current(self, node: Node) -> Node:
         """Return a node as it is now; one that another process knew is known by its folder, which is called like it."""

@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, parse_args
 
-from fgtrain import warm_client
+from fgtrain import warm, warm_client
 from fgtrain.departure import EXIT_LEFT, Departure, node_name
 from fgtrain.meeting import EXIT_NO_STORE, Alarm, Rendezvous, Settings, say
 from fgtrain.membership import Member, Seats
@@ -38,6 +38,7 @@ DEEPSPEED = "fgtrain.deepspeed_launch"
 _END_S = 2.0
 _EXIT_BARRIER_S = 30.0
 _LAST_CALL_S = 3.0
+_WARM_S = 60.0
 
 
 class Agent(LocalElasticAgent):
@@ -131,6 +132,8 @@ def run(argv: Sequence[str], departure: Departure) -> int:
     agent.departure, agent.ended = departure, {}
     agent.force = warm_client.OVER_SIGNAL if launched else signal.SIGKILL  # a launcher takes its workers along
     box.append(agent)
+    if meeting.goes_on_without():  # once this node asks to be let in, the others stop and wait for its workers
+        warm.await_ready(_WARM_S)
     return _work(agent, meeting)
 
 

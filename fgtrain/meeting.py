@@ -233,6 +233,11 @@ class Rendezvous(RendezvousHandler):
         """See base class."""
         return self._settings.run
 
+    def goes_on_without(self) -> bool:
+        """Tell whether others work, in a round that this agent has no part in."""
+        meeting = self._board.read()
+        return meeting.complete and not meeting.closed and not meeting.has(self._settings.me.id)
+
     def next_rendezvous(self) -> RendezvousInfo:
         """See base class; workers are told their round, and when what happened, by the environment."""
         self._stopped = time.time()

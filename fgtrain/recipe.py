@@ -115,10 +115,9 @@ class Snapshots(Part):
 
     In the store: every `steps` optimizer steps, every `seconds`, or, with neither, at an interval worked out from what
     snapshots cost and how often the run is interrupted (`auto`; false: only at the end). In host memory: every
-    `memory_steps` optimizer steps (None: as often as costs 2 % of the time; 0: never), with a copy on another node if
-    `copies`. Each rank's arena
-    holds `slots` shares; when it is full, snapshots are skipped. `fail_after` snapshots in a row that fail end the run
-    (None: none do).
+    `memory_steps` optimizer steps (None: worked out likewise, for at most 2 % of the time; 0: never), with a copy on
+    another node if `copies`. Each rank's arena holds `slots` shares; when it is full, snapshots are skipped.
+    `fail_after` snapshots in a row that fail end the run (None: none do).
     """
 
     steps: int | None = None

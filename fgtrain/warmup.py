@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from fgtrain.departure import EXIT_LEFT
 from fgtrain.phases import ROUND
 from fgtrain.plan import DETECT_S
-from fgtrain.warm import EXIT_UNFIT, PRELOAD, SOCKET
+from fgtrain.warm import EXIT_UNFIT, PRELOAD, READY, SOCKET
 from fgtrain.warm_client import peer_uid
 
 _LEFT = (0, EXIT_LEFT)  # exit statuses that all ranks share: nobody is left hanging
@@ -243,6 +243,13 @@ def threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+def _tell_ready() -> None:
+    if told := os.environ.pop(READY, None):
+        with contextlib.suppress(OSError):  # the agent has died, and soon this process
+            os.write(int(told), b"1")
+        os.close(int(told))
+
+
 def main() -> int:
     """Serve; in a forked worker, do its work and return its exit status."""
     for sig in _IGNORED:  # notices are for agents and workers
@@ -257,6 +264,7 @@ def main() -> int:
         return EXIT_UNFIT
     gc.collect()
     gc.freeze()
+    _tell_ready()
     server, mine = Server(listener, float(os.environ.get("FGLAUNCH_DETECT_S", DETECT_S))), os.getpid()
     request = server.serve()
     begun = time.time()

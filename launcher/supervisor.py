@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import msgspec
-
 from cluster import Cluster, ClusterError, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
@@ -16,13 +14,14 @@ from launcher.buying import ASK_AGAIN_S
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, prices_on
 from launcher.events import Event
-from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of, spell_departure, spell_exit
+from launcher.failures import EXIT_NOTICED, Kind, Sign, spell_departure, spell_exit
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.guard import Guard
 from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
 from launcher.limits import Meter
+from launcher.listening import Listener
 from launcher.news import News
 from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, Outcome, is_done, of_work
 from launcher.post import Post
@@ -71,13 +70,13 @@ class Supervisor:
         self._news = News(runs)
         self._incidents = Incidents(self._settings, run.name, world.engine)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
+        self._listener = Listener(self._fleet, self._feed, self._incidents, self._guard, self._clock, show)
         self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)
         self._renter = Renter(cluster, run, self._meter, self._clock, self._note)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
         self._waiting = False
-        self._step = 0
         self._next_slow = 0.0
 
     def supervise(self) -> Outcome:
@@ -88,14 +87,14 @@ class Supervisor:
                 if not self._fenced:
                     patient = outcome.state == "stopped" and outcome.exit_code != EXIT_INTERRUPTED
                     self._fleet.stop(self._last_s if patient else self._grace_s)
-                    self._pass_on_events()
+                    self._listener.pass_on_events()
             finally:
                 self._end()
                 if self._post:
                     self._post.rest()
         if not self._fenced and self._post:
             with self._patience():  # the outcome is what the user wants to hear of
-                self._post.write(outcome.state, self._step, self._fleet.nodes, outcome.message)
+                self._post.write(outcome.state, self._listener.step, self._fleet.nodes, outcome.message)
         return outcome
 
     # -- beginning and ending -------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ class Supervisor:
     def _take_over(self, earlier: Term) -> None:
         self._note(f"taking over from supervisor {earlier.number} on {earlier.host}: its agents go on")
         status = read_status(self._runs)
-        self._step = status.step if status else 0
+        self._listener.step = status.step if status else 0
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         self._news.skip("errors")
@@ -145,7 +144,7 @@ class Supervisor:
             ClusterError: there are not enough that can be used.
         """
         fleet = self._fleet
-        nodes = self._renter.rent(self._step, lambda: replacing.choose(self._site), may_wait=False)
+        nodes = self._renter.rent(self._listener.step, lambda: replacing.choose(self._site), may_wait=False)
         fleet.seats = [Seat(node) for node in nodes]
         fleet.renew()
         if self._cluster.lasting:
@@ -174,7 +173,7 @@ class Supervisor:
 
     def _watch(self) -> Outcome:
         while True:
-            self._pass_on_events()
+            self._listener.pass_on_events()
             outcome = self._look() or self._look_at_agents() or self._decide()
             if outcome:
                 return outcome
@@ -189,7 +188,7 @@ class Supervisor:
         if now < self._next_slow:
             return None
         self._next_slow = now + _SLOW_POLL_S
-        self._read_logs(now)
+        self._listener.read_logs(now)
         if hang := self._guard.look():
             self._incidents.add(now, hang)
         self._give_up_silent(now)
@@ -204,13 +203,13 @@ class Supervisor:
             return self._give_way()
         if self._runs.exists("stop"):
             return Outcome("stopped", 0, "stopped on request")
-        self._renter.look(self._incidents.newest, self._step)
-        if limit := self._meter.tick(len(self._fleet.seats), self._step):
+        self._renter.look(self._incidents.newest, self._listener.step)
+        if limit := self._meter.tick(len(self._fleet.seats), self._listener.step):
             return Outcome("stopped", 1, limit)
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         for failure in self._news.read("errors", Failure):
-            self._hear(failure)
+            self._listener.hear(failure)
         return None
 
     def _settle(self, outcome: Outcome) -> Outcome:
@@ -291,7 +290,7 @@ class Supervisor:
         if not due:
             return
         try:
-            for node in [] if self._fleet.meeting() else self._renter.rent(self._step, self._fleet.renew):
+            for node in [] if self._fleet.meeting() else self._renter.rent(self._listener.step, self._fleet.renew):
                 self._feed.skip(node)
         except ClusterError as error:
             self._wait_for_machines(due, error)
@@ -354,39 +353,10 @@ class Supervisor:
                 self._places.replace_failing(each)
                 each.due = self._clock.now() + delay
 
-    # -- listening ------------------------------------------------------------------------------------------------
-
-    def _pass_on_events(self) -> None:
-        for seat in self._fleet.seats:
-            for event in self._feed.events(seat.node):
-                match event["event"]:
-                    case "failure":
-                        self._hear(msgspec.convert(event["failure"], Failure))
-                    case "attempt":
-                        self._incidents.attempt(event["attempt"], event["step"])
-                        for each in self._fleet.seats:
-                            each.failures = 0
-                    case "snapshot":
-                        self._incidents.committed(event["step"])
-                    case "step":
-                        self._step = max(self._step, event["step"])
-                self._show(event)
-
-    def _hear(self, failure: Failure) -> None:
-        """A worker has said why it gave up."""
-        node = next((n.name for n in self._fleet.nodes if n.folder == failure.folder), "")
-        self._incidents.add(self._clock.now(), sign_of(failure)._replace(node=node))
-
-    def _read_logs(self, now: float) -> None:
-        for node in self._fleet.nodes:
-            for line in self._feed.agent_lines(node):
-                self._incidents.log_line(now, node.name, self._clock.time(), line)
-                self._guard.hear(node, line)
-
     def _verdict(self) -> Outcome:
         outcome = of_work(self._run, self._runs)
         if outcome.state == "finished":
-            self._step = self._run.plan.steps
+            self._listener.step = self._run.plan.steps
         return outcome
 
     # -- telling --------------------------------------------------------------------------------------------------
@@ -410,4 +380,4 @@ class Supervisor:
 
     def _beat(self) -> bool:
         assert self._post is not None
-        return self._post.beat(self._step, self._fleet.nodes)
+        return self._post.beat(self._listener.step, self._fleet.nodes)

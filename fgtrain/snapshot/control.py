@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, when: Snapshots, mtbf_s: float) -> None:
         self._when = when
-        self._mtbf_s = mtbf_s
+        self.mtbf_s = mtbf_s
         self._since = time.monotonic()
         self.costs = interval.Costs(stall=0.0, latency=0.0, drag=0.05, slots=1)
         self.period_s: float | None = when.seconds
@@ -53,13 +53,13 @@ class Clock:
         self.costs = old._replace(
             stall=old.stall + mix * (stall_s - old.stall), latency=old.latency + mix * (latency_s - old.latency)
         )
-        period = interval.interval_s(self.costs, self._mtbf_s)
+        period = interval.interval_s(self.costs, self.mtbf_s)
         if self.period_s is not None and abs(period - self.period_s) < 0.1 * self.period_s:
             return None
         self.period_s = period
         return (
             f"a snapshot every {period:.1f} s: stall {self.costs.stall * 1e3:.0f} ms, commit after"
-            f" {self.costs.latency:.2f} s, mean time between failures taken as {self._mtbf_s / 3600:.1f} h"
+            f" {self.costs.latency:.2f} s, mean time between failures taken as {self.mtbf_s / 3600:.1f} h"
         )
 
 
@@ -110,7 +110,7 @@ class Control:
         """Tell whether to stage the state after `step` steps in host memory, whatever the store gets."""
         every = self._when.memory_steps
         if every is None:
-            every = interval.memory_steps(self._saver.copy_s, self._step_s)
+            every = interval.memory_steps(self._saver.copy_s, self._step_s, self._clock.mtbf_s)
         return every > 0 and step - self._last_kept >= every
 
     def drain(self) -> None:

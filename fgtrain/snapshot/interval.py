@@ -37,9 +37,12 @@ def mtbf_s(running_s: float, failures: int) -> float:
     return (running_s + PRIOR_MTBF_S) / (failures + 1)
 
 
-def memory_steps(copy_s: float, step_s: float, share: float = 0.02) -> int:
-    """Return every how many steps to stage in memory so that copying takes at most `share` of the time.
+def memory_steps(copy_s: float, step_s: float, mtbf_s: float, share: float = 0.02) -> int:
+    """Return every how many steps to stage in memory: what loses least, but copying takes at most `share` of the time.
 
-    Until both times are measured (0), every 10 steps.
+    A copy costs training no more than the time it takes. Until both times are measured (0), every 10 steps.
+    Source: Young, as above: sqrt(2 C M).
     """
-    return max(1, math.ceil(copy_s / (share * step_s))) if step_s > 0 and copy_s > 0 else 10
+    if step_s <= 0 or copy_s <= 0:
+        return 10
+    return max(1, math.ceil(max(copy_s / share, math.sqrt(2 * copy_s * mtbf_s)) / step_s))

@@ -19,6 +19,21 @@ _CHUNKS = 64  # about so many to a state: few enough requests, fine enough to sh
 Tensors = Mapping[str, Mapping[str, Entry]]
 """group -> name -> tensor, or this rank's shard of it."""
 
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+def fingerprint(tensors: Tensors) -> Fingerprint:
+    """Return what changes when a tensor is replaced, moved or resized; its bytes may change.
+
+    A plan holds on to the memory that it copies from, so while it is kept no other tensor can be at the same address.
+    """
+    return tuple(
+        (name, here.data_ptr(), here.numel())
+        for some in tensors.values()
+        for name, t in some.items()
+        for here in [t.local if isinstance(t, Sharded) else t]
+    )
+
 
 def chunk_bytes_for(state_bytes: int) -> int:
     """Return the chunk size for a state: a power of two that depends on nothing but the state's size."""

@@ -83,12 +83,18 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     fenced: bool
 
 
+class GivenUp(msgspec.Struct, frozen=True, tag=True):
+    """Rank 0 has been told not to wait for the share of `step`, which died with an uploader before this one."""
+
+    step: int
+
+
 class Quit(msgspec.Struct, frozen=True, tag=True):
     """Finish what was asked for, then leave."""
 
 
 Order = Persist | Abandon | Copy | Meet | Quit
-Report = Stored | Committed | Failed | Copied | Listening
+Report = Stored | Committed | Failed | Copied | Listening | GivenUp
 
 
 def encode(message: Any) -> bytes:

@@ -20,7 +20,7 @@ from fgtrain.runstore import RunStore
 from fgtrain.shards import Sharded
 from fgtrain.snapshot.arena import FROZEN, Arena
 from fgtrain.snapshot.exchange import Exchange
-from fgtrain.snapshot.layout import Layout, Tensors, is_dense
+from fgtrain.snapshot.layout import Fingerprint, Layout, Tensors, fingerprint, is_dense
 from fgtrain.snapshot.memory import forget_older
 from fgtrain.snapshot.protocol import Abandon, Committed, Copied, Copy, Failed, Listening, Persist, Report, Stored
 from fgtrain.snapshot.replicate import Peer, peer_of
@@ -36,21 +36,6 @@ _TURN_S = 1.0  # between two words of the ranks on what they wait for
 
 Plan = tuple[tuple[Stretch, ...], list[Piece], list[Piece]]
 """Where a share goes, what to copy at once, what in the background."""
-
-Fingerprint = tuple[tuple[str, int, int], ...]
-
-
-def fingerprint(tensors: Tensors) -> Fingerprint:
-    """Return what changes when a tensor is replaced, moved or resized; its bytes may change.
-
-    A plan holds on to the memory that it copies from, so while it is kept no other tensor can be at the same address.
-    """
-    return tuple(
-        (name, here.data_ptr(), here.numel())
-        for some in tensors.values()
-        for name, t in some.items()
-        for here in [t.local if isinstance(t, Sharded) else t]
-    )
 
 
 class Saver:
@@ -326,6 +311,7 @@ class Saver:
         """Return, in order, the commits and failures heard of since last asked (this rank's view); never waits."""
         while (report := self._uploads.report()) is not None:
             self._take(report)
+        self._uploads.mend(self._base)
         heard, self._heard = self._heard, []
         return heard
 
@@ -351,6 +337,7 @@ class Saver:
 
     def _turn(self) -> None:
         """Hear one report, or pass a turn of waiting."""
+        self._uploads.mend(self._base)
         if (report := self._uploads.report(_TURN_S)) is not None:
             self._take(report)
 

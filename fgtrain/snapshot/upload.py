@@ -110,10 +110,12 @@ class Uploader:
         self._runs.store.put(f"{self._parts(header.step)}/{self._rank:05d}{_STORED}", seal(msgspec.json.encode(part)))
         return part
 
-    def give_up(self, step: int, reason: str) -> None:
-        """Tell the committing rank not to wait for this one; no more than an attempt."""
+    def give_up(self, step: int, reason: str) -> bool:
+        """Tell the committing rank not to wait for this one; no more than an attempt, False if it failed."""
         with suppress(StoreError):
             self._runs.store.put(f"{self._parts(step)}/{self._rank:05d}{_GIVEN_UP}", reason.encode())
+            return True
+        return False
 
     def _parts(self, step: int) -> str:
         return self._runs.key(f"parts/{manifests.manifest_name(step, self._attempt)}")

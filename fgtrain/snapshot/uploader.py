@@ -25,6 +25,7 @@ from fgtrain.snapshot.protocol import (
     Copied,
     Copy,
     Failed,
+    GivenUp,
     Listening,
     Meet,
     Order,
@@ -48,8 +49,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     `last` names the manifest that this attempt goes on from; `verified`: its chunks were all read. `inherited` holds
     chunks of another run's manifest that this run refers to. `memory` is the node's folder for copies of other nodes'
     shares, `host` this node's address, `port` where copies are expected (0: anywhere),
-    `token` the job's secret ("": no copies are taken in). `abandoned`: the steps whose shares died with the uploader
-    before.
+    `token` the job's secret ("": no copies are taken in). `abandoned`: the steps whose shares died with uploaders
+    before this one, and which none of them has given up.
     """
 
     store: str
@@ -133,13 +134,14 @@ class Service:
                     self._answer(order)
 
     def abandon(self, steps: tuple[int, ...], reason: str) -> None:
-        """Tell the committing rank not to wait for shares that nobody has any more; its own are known to it."""
-        if not steps or self._rank == 0:
+        """Tell the committing rank not to wait for shares that nobody has any more."""
+        if not steps:
             return
         with suppress(FglaunchError):  # the store is away, or the last manifest unreadable: the next order tells
             self._uploader = self._make()
             for step in steps:
-                self._uploader.give_up(step, reason)
+                if self._uploader.give_up(step, reason):
+                    self.say(GivenUp(step))
 
     def _copy(self, order: Copy) -> str:
         """Send a share to the peer; returns what went wrong."""

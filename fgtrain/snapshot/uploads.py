@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 
 import msgspec
@@ -16,6 +17,7 @@ from fgtrain.snapshot.protocol import (
     Copied,
     Copy,
     Failed,
+    GivenUp,
     Listening,
     Meet,
     Persist,
@@ -29,6 +31,7 @@ from fgtrain.snapshot.uploader import Start
 
 DIED = "the uploader process died"
 _QUIT_TIMEOUT_S = 10.0
+_TRIES = 5  # at telling rank 0 what died, with an uploader each, between two orders
 
 
 class Uploads:
@@ -39,6 +42,7 @@ class Uploads:
         self._start = start
         self._swap = threading.Lock()  # held while an uploader is replaced, and while it gets orders
         self._peer: Peer | None = None
+        self._tries = 0
         self._reports: SimpleQueue[Report] = SimpleQueue()
         self._process = _Process(start, self._reports)
 
@@ -47,14 +51,31 @@ class Uploads:
         """The uploader's process ID."""
         return self._process.pid
 
+    @property
+    def dead(self) -> bool:
+        """Whether the uploader is known to have died."""
+        return self._process.dead
+
     def ensure(self, base: str | None) -> None:
         """Replace an uploader that has died; from the main thread.
 
         Args:
             base: the newest manifest known to be committed.
         """
-        if not self._process.dead:
-            return
+        if self._process.dead:
+            self._tries = 0
+            self._replace(base)
+
+    def mend(self, base: str | None) -> None:
+        """Replace an uploader that died before it had told rank 0 what died with those before it; from the main thread.
+
+        It may have had no order, whose failure would be heard of, and rank 0 waits.
+        """
+        if self._process.dead and self._tries < _TRIES and self._process.lost():
+            self._tries += 1
+            self._replace(base)
+
+    def _replace(self, base: str | None) -> None:
         # What it had found out has died with it; other ranks expect the next one at the same port.
         port = self._process.port
         with self._swap:
@@ -109,7 +130,8 @@ class _Process:
         )
         self.pid = self._process.pid
         self.dead = False
-        self._lost: list[int] = []  # steps whose shares it never stored
+        self._lost = set(start.abandoned)  # steps whose shares were never stored, which rank 0 has not been told
+        self._told = start.rank == 0  # it knows of its own
         self.port = start.port
         self._lock = threading.Lock()
         self._open: dict[int, Persist | Abandon] = {}  # by step
@@ -126,17 +148,20 @@ class _Process:
                 report: Report = msgspec.json.decode(line, type=Report)
                 with self._lock:
                     self._note(report)
-                self._reports.put(report)
+                if not isinstance(report, GivenUp):
+                    self._reports.put(report)
         with self._lock:
             self.dead = True
             self._let_go()
-            self._lost += self._open
+            self._lose(self._open)
             for order in [*self._open.values(), *self._copies.values()]:
                 self._reports.put(_died(order))
 
     def _note(self, report: Report) -> None:
         if isinstance(report, Listening):
             self.port = report.port
+        elif isinstance(report, GivenUp):
+            self._lost.discard(report.step)
         elif isinstance(report, Copied):
             self._copies.pop(report.step, None)
         elif isinstance(report, Failed | self._last_word):
@@ -150,16 +175,23 @@ class _Process:
             self._process.stdin.close()
         self._process.wait()
 
+    def _lose(self, steps: Iterable[int]) -> None:
+        if not self._told:
+            self._lost.update(steps)
+
     def lost(self) -> tuple[int, ...]:
-        """Return the steps whose shares died with it; waits, while its listener still counts them."""
+        """Return the steps whose shares died with it or with those before it, and which rank 0 has not been told.
+
+        Once it is dead: waits, while its listener still counts them.
+        """
         with self._lock:
-            return tuple(self._lost)
+            return tuple(sorted(self._lost))
 
     def order(self, what: Persist | Abandon | Copy) -> bool:
         """Pass an order on; False if nobody is there to take it."""
         with self._lock:
             if self.dead:
-                self._lost += [] if isinstance(what, Copy) else [what.step]
+                self._lose([] if isinstance(what, Copy) else [what.step])
                 return False
             if isinstance(what, Copy):
                 self._copies[what.step] = what

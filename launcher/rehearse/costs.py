@@ -114,7 +114,7 @@ def _steps(events: Sequence[Event], world: int) -> int:
     return sum(r.last - r.first for r in stretches(events) if r.world == world)
 
 
-def young_daly_s(costs: Costs, running_s: float, failures: int) -> float:
+def young_daly_s(costs: Costs, mtbf_s: float) -> float:
     """Return the interval between snapshots that a run would choose, by the very function that it asks."""
     seen = interval.Costs(stall=costs.stall, latency=costs.latency, drag=costs.drag, slots=1)
-    return interval.interval_s(seen, interval.mtbf_s(running_s, failures))
+    return interval.interval_s(seen, mtbf_s)

@@ -24,7 +24,7 @@ class Policy(NamedTuple):
 
     interval_s: seconds between snapshots to the store; None: worked out from costs and failures as the run itself does.
     memory: it also keeps snapshots in host memory, with copies on the next node. memory_steps: every so many steps
-    (None: as often as costs 2 %). planned_joins: nodes join at a step boundary and nothing is lost; else a join is an
+    (None: as the run itself does). planned_joins: nodes join at a step boundary and nothing is lost; else a join is an
     interruption like any other. noticed: losses come with enough notice for a last snapshot.
     """
 
@@ -79,7 +79,7 @@ class Run:
 
     def _train(self, at_s: float, seconds: float) -> None:
         step_s = self._costs.step_at(len(self._here))
-        period_s, every = self._period_s(at_s), self._memory_steps(step_s)
+        period_s, every = self._period_s(at_s), self._memory_steps(at_s, step_s)
         rate = self._rate(step_s, period_s, every)
         began = self._done
         self._done = _further(began, rate * seconds, step_s)
@@ -95,16 +95,19 @@ class Run:
     def _period_s(self, at_s: float) -> float:
         if self._policy.interval_s is not None:
             return self._policy.interval_s
-        return young_daly_s(
-            self._costs, at_s - (self._since if self._since is not None else at_s), max(0, self._attempts - 1)
-        )
+        return young_daly_s(self._costs, self._mtbf_s(at_s))
 
-    def _memory_steps(self, step_s: float) -> int:
+    def _mtbf_s(self, at_s: float) -> float:
+        """Return the mean time between failures as the run itself would take it."""
+        running_s = at_s - (self._since if self._since is not None else at_s)
+        return interval.mtbf_s(running_s, max(0, self._attempts - 1))
+
+    def _memory_steps(self, at_s: float, step_s: float) -> int:
         if not self._policy.memory:
             return 0
         if self._policy.memory_steps is not None:
             return self._policy.memory_steps
-        return interval.memory_steps(self._costs.copy, step_s)
+        return interval.memory_steps(self._costs.copy, step_s, self._mtbf_s(at_s))
 
     def _rate(self, step_s: float, period_s: float, every: int) -> float:
         """Return the share of the time that goes into steps."""

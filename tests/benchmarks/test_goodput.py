@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import goodput
-from benchmarks.goodput import Peer, Scenario
+from benchmarks.goodput import Scenario
+from benchmarks.goodput_peer import Gap, Peer, gaps, summary
+from launcher.rehearse.account import Stretch
 from launcher.rehearse.costs import Costs
 from launcher.rehearse.traces import random_trace
 
@@ -39,7 +41,7 @@ def test_ratios_are_to_the_optimum_and_the_bar_is_held_against_the_worst(
 ) -> None:
     table = list(goodput.rows(Scenario(8, 8), accounts))
     assert table[-1][1:4] == ["1.000", "1.000", "1.000"]
-    ours = accounts[1][1].goodput / accounts[-1][1].goodput
+    ours = accounts[0][1].goodput / accounts[-1][1].goodput
     assert goodput.verdict([accounts, accounts])[0] == pytest.approx(ours)
     bad = [(n, a._replace(useful_s=a.useful_s / 2, lost_s=a.lost_s + a.useful_s / 2)) for n, a in accounts[:-1]]
     ratio, sentence = goodput.verdict([accounts, [*bad, accounts[-1]]])
@@ -47,5 +49,39 @@ def test_ratios_are_to_the_optimum_and_the_bar_is_held_against_the_worst(
     assert "missed" in sentence
 
 
+def test_every_scenario_says_where_its_time_goes(accounts: list[tuple[str, goodput.Account]]) -> None:
+    ours = accounts[0][1]._replace(useful_s=900.0, lost_s=10.0, restart_s=60.0, overhead_s=30.0)
+    text = goodput.limits(Scenario(8, 32), [("ours", ours), ("(c)", ours._replace(useful_s=1e9))])
+    assert text == "8:32 nodes: 0.900 of (c), missed; restarts 6.0%, snapshots and copies 3.0%, steps taken again 1.0%"
+
+
+def test_peer_is_taken_at_its_best_and_what_it_needed_is_told() -> None:
+    peer = summary([0.3, 0.1, 0.2], [Gap(12.0, 0.0), Gap(75.0, 60.0), Gap(74.0, 60.0)])
+    assert peer == Peer(save_s=0.2, restart_s=14.0, waited_s=74.0, kills=3, jobs=2)
+    assert "started again after 2 of 3 kills, for no step in 60 s: 74.0 s with that" in goodput.spell_peer(peer, 60.0)
+    assert goodput.spell_peer(peer._replace(jobs=0), 60.0).endswith(
+        "(the whole job had to be started again after 0 of 3 kills)"
+    )
+
+
+def test_run_that_goes_back_shows_an_interruption() -> None:
+    taken = [{"step": s, "time": t} for s, t in [(9, 1.0), (10, 2.0), (11, 3.0), (11, 15.0), (12, 16.0)]]
+    assert gaps(taken) == [12.0]
+
+
 def test_step_is_the_same_for_all(accounts: list[tuple[str, goodput.Account]]) -> None:
     assert {round(a.useful_s / a.steps, 6) for _, a in accounts} == {0.5}
+
+
+def test_run_that_may_shrink_does_not_wait_for_the_next_node() -> None:
+    attempts = [
+        Stretch(0, 10, 0, 10, 2),
+        Stretch(13, 20, 10, 17, 1),
+        Stretch(21, 30, 17, 26, 2),
+        Stretch(35, 40, 26, 30, 1),
+    ]
+    elastic = goodput.with_joins(COSTS, attempts)
+    assert (elastic.restart, elastic.join) == (4.0, 1.0)
+    assert goodput.with_joins(COSTS, attempts[:1]) == COSTS
+    assert goodput.costs_in(Scenario(8, 8), COSTS, elastic) == COSTS
+    assert goodput.costs_in(Scenario(8, 32), COSTS, elastic) == elastic

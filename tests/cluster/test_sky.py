@@ -17,7 +17,7 @@ from cluster._sky_rent import Landlord
 from cluster._sky_task import parse_settings
 from cluster._ssh_link import close_links
 from cluster.sky import SkyCluster
-from tests.contracts.cluster import ClusterContract
+from tests.contracts.cluster import RealClusterContract
 from tests.testbed.runs import wait_for
 from tests.testbed.sky import fake_driver
 
@@ -73,7 +73,7 @@ def own_bed(tmp_path: Path) -> Iterator[Bed]:
     bed.end()
 
 
-class TestSky(ClusterContract):
+class TestSky(RealClusterContract):
     @pytest.fixture
     def cluster(self, bed: Bed) -> Iterator[SkyCluster]:
         yield bed.open()
@@ -144,6 +144,24 @@ def test_lost_machines_are_told_rented_anew_and_given_back(own_bed: Bed) -> None
     assert [f.name for f in own_bed.folder.glob("fgl-*/")] == [cluster.nodes("other", 1)[0].name]
     assert cluster.nodes("run", 2) != nodes
     cluster.give_back("run")  # no error
+
+
+def test_run_that_was_given_back_is_rented_again(own_bed: Bed) -> None:
+    cluster = own_bed.open()
+    [node] = ready(cluster, "run", 1)
+    earlier = program(cluster, node, "import time; time.sleep(600)")
+    own_bed.lose(cluster, "run")
+    wait_for(lambda: earlier.poll() is not None, "the loss is noticed", 240)
+    cluster.give_back("run")
+    [node] = ready(cluster, "run", 1)
+    later = program(cluster, node, "import time; time.sleep(600)")
+    assert later.poll() is None
+    assert earlier.poll() == -9, "what was lost is not taken for what runs now"
+    earlier.kill()
+    assert later.poll() is None
+    cluster.give_back("run")
+    assert later.poll() == -9
+    assert ready(cluster, "run", 2)[1].name == node.name + "-worker1"
 
 
 def test_job_that_died_is_started_again_on_the_same_machines(own_bed: Bed) -> None:

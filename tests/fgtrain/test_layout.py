@@ -213,13 +213,25 @@ def test_failures_shorten_the_mean_time_between_them(running: float, failures: i
     assert interval.mtbf_s(running + 1, failures) > mtbf or running > 1e7
 
 
-@given(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3), st.floats(1e-3, 1))
-def test_copies_into_memory_take_no_more_than_their_share(copy: float, step: float, share: float) -> None:
-    every = interval.memory_steps(copy, step, share)
+@given(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3), st.floats(1, 1e7), st.floats(1e-3, 1))
+def test_copies_into_memory_take_no_more_than_their_share_and_are_no_rarer_than_loses_least(
+    copy: float, step: float, mtbf: float, share: float
+) -> None:
+    every = interval.memory_steps(copy, step, mtbf, share)
     assert every >= 1
     assert copy <= share * step * every * (1 + 1e-9)
-    assert every == 1 or copy > share * step * (every - 1) * (1 - 1e-9)
+    before = step * (every - 1) * (1 - 1e-9)
+    assert every == 1 or copy > share * before or 2 * copy * mtbf > before**2
+
+
+def test_copies_into_memory_lose_least() -> None:
+    def lost(every: int) -> float:
+        return 0.1 / (every * 0.5) + every * 0.5 / 2 / 3600  # copying, and half a period for each failure
+
+    every = interval.memory_steps(0.1, 0.5, 3600.0)
+    assert lost(every) <= min(lost(every - 2), lost(every + 2))
+    assert interval.memory_steps(0.1, 0.5, 3600.0 / 4) < every
 
 
 def test_unmeasured_costs_mean_every_ten_steps() -> None:
-    assert interval.memory_steps(0.0, 1.0) == interval.memory_steps(1.0, 0.0) == 10
+    assert interval.memory_steps(0.0, 1.0, 3600.0) == interval.memory_steps(1.0, 0.0, 3600.0) == 10

@@ -124,3 +124,22 @@ def test_warm_process_that_has_threads_refuses_to_fork(tmp_path: Path) -> None:
     env.pop("FGLAUNCH_AGENT_PID", None)
     done = subprocess.run([sys.executable, "-m", "fgtrain.warmup", "a", "b", "c"], env=env, timeout=240, check=False)
     assert done.returncode == EXIT_UNFIT
+
+
+def test_agent_knows_when_its_workers_would_start_at_once(tmp_path: Path) -> None:
+    """A module that takes long to import: it waits for somebody to write into a named pipe."""
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "slow.py").write_text(f"open({str(tmp_path / 'gate')!r}).read()\n")
+    source = (
+        "import sys\nfrom fgtrain import warm\nwarm.keep(['a', 'b', 'c'])\n"
+        "print(warm.await_ready(0), flush=True)\nprint(warm.await_ready(240), flush=True)\n"
+    )
+    env = os.environ | {PRELOAD: "slow", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    env.pop("FGLAUNCH_AGENT_PID", None)
+    agent = subprocess.Popen([sys.executable, "-c", source], env=env, stdout=subprocess.PIPE, text=True)
+    assert agent.stdout is not None
+    assert agent.stdout.readline() == "False\n"
+    (tmp_path / "gate").write_text("")
+    assert agent.stdout.read() == "True\n"
+    assert agent.wait(240) == 0
+    agent.stdout.close()

@@ -90,8 +90,8 @@ def test_nodes_of_a_trace_join_and_leave_an_elastic_run(runs: Runs, tmp_path: Pa
     words = ("--trace", str(trace), "--nodes", "1:2", "--gpus", "1", *notice)
     done = runs.call("rehearse", "recipes/quickstart.py", *words, *settings)
     assert done.returncode == 0, done.stderr
-    worlds = [int(n) for n in re.findall(r"attempt \d+: from .*, (\d) processes", done.stdout)]
+    worlds = [int(n) for n in re.findall(r"attempt \d+: from .*, (\d) processes", done.stderr)]
     changes = [pair for pair in itertools.pairwise(worlds) if pair[0] != pair[1]]
     assert worlds[0] == 1
-    assert changes == [(1, 2), (2, 1), (1, 2)], done.stdout
-    assert ("left after a notice" in done.stdout) == bool(notice)
+    assert changes == [(1, 2), (2, 1), (1, 2)], done.stderr
+    assert ("left after a notice" in done.stderr) == bool(notice)
