@@ -32,6 +32,9 @@ from fgtrain.notice import LEAVES
 from fgtrain.plan import DETECT_S
 from fgtrain.stopped import Stopped
 
+DEEPSPEED = "fgtrain.deepspeed_launch"
+"""What is started in the workers' place where DeepSpeed's launcher is to start them."""
+
 _END_S = 2.0
 _EXIT_BARRIER_S = 30.0
 _LAST_CALL_S = 3.0
@@ -46,6 +49,7 @@ class Agent(LocalElasticAgent):
     grace_s: int
     ended: dict[int, float]
     stopped: Stopped
+    force: signal.Signals
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         looked = time.time()
@@ -82,7 +86,7 @@ class Agent(LocalElasticAgent):
     def kill_workers(self) -> None:
         """Kill the local workers; from any thread."""
         for pid in self._workers():
-            os.killpg(pid, signal.SIGKILL)
+            os.killpg(pid, self.force)
 
     def _end_stopped(self) -> None:
         """Kill workers that stay stopped. (Those that are forked are their warm process's to look after.)"""
@@ -98,7 +102,9 @@ class Agent(LocalElasticAgent):
 def run(argv: Sequence[str], departure: Departure) -> int:
     """Run one node's agent on torchrun's arguments; returns its exit status."""
     args = parse_args([*argv])  # type: ignore[no-untyped-call]
-    _start_by_client(args)
+    launched = args.training_script == DEEPSPEED
+    if not launched:
+        _start_by_client(args)
     config, entrypoint, worker_args = config_from_args(args)
     assert isinstance(entrypoint, str)
     initialize_metrics(MetricsConfig(config.metrics_cfg))
@@ -124,6 +130,7 @@ def run(argv: Sequence[str], departure: Departure) -> int:
         return EXIT_NO_STORE
     agent = _make(config, entrypoint, worker_args, meeting)
     agent.departure, agent.ended = departure, {}
+    agent.force = warm_client.OVER_SIGNAL if launched else signal.SIGKILL  # a launcher takes its workers along
     box.append(agent)
     if meeting.goes_on_without():  # once this node asks to be let in, the others stop and wait for its workers
         warm.await_ready(_WARM_S)

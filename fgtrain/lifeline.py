@@ -1,4 +1,4 @@
-"""No orphans: a process asks the kernel to be killed when its parent is gone."""
+"""No orphans: a process asks the kernel to be killed when its parent is gone, or looks whether another one is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Mapping
 
+from fgtrain.pulse import birth
+
+LAUNCHER_PID = "FGLAUNCH_LAUNCHER_PID"
+"""In a worker's environment: the process without which it must not go on, where that is not its parent."""
+
+_LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1  # Source: prctl(2)
 
 
@@ -23,3 +31,21 @@ def die_with_parent(sig: signal.Signals = signal.SIGKILL, parent: int | None = N
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sig)
     if os.getppid() != expected:
         os.kill(os.getpid(), sig)
+
+
+def die_with_launcher(environ: Mapping[str, str] = os.environ) -> threading.Thread | None:
+    """Kill this process soon after the one that `LAUNCHER_PID` names is gone, if any is named."""
+    if LAUNCHER_PID not in environ:
+        return None
+    pid = int(environ[LAUNCHER_PID])
+    thread = threading.Thread(target=_watch, args=(pid, birth(pid)), name="lifeline", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(pid: int, born: str) -> None:
+    over = threading.Event()
+    while born and birth(pid) == born:
+        over.wait(_LOOK_S)
+    if sys.platform == "linux":  # elsewhere births cannot be told
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -13,6 +13,8 @@ from fgtrain.membership import Meeting
 T = TypeVar("T")
 
 ROUND = "FGLAUNCH_ROUND"
+NODES = "FGLAUNCH_NODES"
+"""The names of a round's nodes, by rank, separated by commas."""
 _TIMES = "FGLAUNCH_TIMES"
 
 
@@ -26,6 +28,7 @@ def tell_workers(meeting: Meeting, *, noticed: float, stopped: float, met: float
         met: when the new round was complete.
     """
     os.environ[ROUND] = str(meeting.round)
+    os.environ[NODES] = ",".join(m.node for m in meeting.members)
     times = {"why": meeting.why, "detect": meeting.silent_s, "noticed": noticed, "stopped": stopped, "met": met}
     os.environ[_TIMES] = json.dumps(times)
 

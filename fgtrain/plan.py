@@ -9,6 +9,7 @@ except who computes which micro-batches.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -20,12 +21,16 @@ DETECT_S = 3.0
 
 MIN_DETECT_S = 0.5
 
+Engine = Literal["torchrun", "deepspeed"]
+"""What starts the workers of a node."""
+
 
 class World(msgspec.Struct, frozen=True):
     """`nodes` machines with `gpus` processes each (one a GPU; CPU processes where there is none).
 
     With `max_nodes` the world may have any number of nodes from `nodes` to `max_nodes`. `spares` more agents are
-    started and wait to step in. A node that is silent for `detect_s` seconds counts as lost.
+    started and wait to step in. A node that is silent for `detect_s` seconds counts as lost. `engine` starts a node's
+    workers.
     """
 
     nodes: int
@@ -33,6 +38,7 @@ class World(msgspec.Struct, frozen=True):
     max_nodes: int | None = None
     spares: int = 0
     detect_s: float = DETECT_S
+    engine: Engine = "torchrun"
 
     @property
     def most(self) -> int:
@@ -72,7 +78,12 @@ def parse_nodes(text: str) -> tuple[int, int | None]:
 
 
 def chosen_world(
-    world: World, nodes: str | None, gpus: int | None, spares: int | None, detect_s: float | None
+    world: World,
+    nodes: str | None,
+    gpus: int | None,
+    spares: int | None,
+    detect_s: float | None,
+    engine: Engine | None = None,
 ) -> World:
     """Return a world with what was said otherwise on the command line.
 
@@ -86,6 +97,7 @@ def chosen_world(
         most,
         world.spares if spares is None else spares,
         world.detect_s if detect_s is None else detect_s,
+        world.engine if engine is None else engine,
     )
 
 

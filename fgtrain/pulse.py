@@ -25,6 +25,8 @@ _CRC = struct.Struct("<I")  # of the body: it is written in one go, but not in o
 _TICKS = struct.Struct("<Q")
 _AT_CRC = _BODY.size
 _AT_TICKS = 96  # each of its own writer, so that no lock is needed: these bytes are the thread's
+_PASSES = struct.Struct("<I")
+_AT_PASSES = 112
 _AT_STAGE = 120
 _MAGIC = b"fgp3"
 
@@ -39,6 +41,7 @@ class Phase(IntEnum):
     FINISH = 4
     PREPARE = 5
     COMPILE = 6
+    DONE = 7
 
 
 class Stage(IntEnum):
@@ -56,7 +59,8 @@ class Beat(NamedTuple):
 
     `work_s` is a step's work before the exchange, as of a micro-batch.
 
-    `born` tells the process from a later one with its number.
+    `born` tells the process from a later one with its number. `passes`: where each pass through the network involves
+    all ranks, which one of the step this is, from 1 and the same on all; 0 elsewhere.
     """
 
     slot: int
@@ -70,6 +74,7 @@ class Beat(NamedTuple):
     work_s: float
     born: str
     first: int = 0
+    passes: int = 0
 
 
 def encode(beat: Beat) -> bytes:
@@ -82,6 +87,7 @@ def encode(beat: Beat) -> bytes:
     slot[: _BODY.size] = body
     _CRC.pack_into(slot, _AT_CRC, zlib.crc32(body))
     _TICKS.pack_into(slot, _AT_TICKS, beat.ticks)
+    _PASSES.pack_into(slot, _AT_PASSES, beat.passes)
     slot[_AT_STAGE] = beat.stage
     return bytes(slot)
 
@@ -97,8 +103,9 @@ def _decode_slot(slot: int, data: bytes) -> Beat | None:
         return None
     _, phase, rank, attempt, pid, first, step, work_s, born = _BODY.unpack(body)
     ticks, stage = _TICKS.unpack_from(data, _AT_TICKS)[0], Stage(data[_AT_STAGE])
+    passes = _PASSES.unpack_from(data, _AT_PASSES)[0]
     text = born.rstrip(b"\0").decode()
-    return Beat(slot, Phase(phase), stage, rank, attempt, pid, step, ticks, work_s, text, first)
+    return Beat(slot, Phase(phase), stage, rank, attempt, pid, step, ticks, work_s, text, first, passes)
 
 
 def birth(pid: int) -> str:
@@ -107,6 +114,17 @@ def birth(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except OSError:  # Source of the field's number: proc(5), 22 counted from the process's ID
         return ""
+
+
+def alive(beat: Beat) -> bool:
+    """Tell whether a slot's process lives; where births cannot be told, its number has to do."""
+    if beat.pid <= 1 or birth(beat.pid) != beat.born:
+        return False
+    try:
+        os.kill(beat.pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 class Pulse:
@@ -148,18 +166,27 @@ class Pulse:
     @contextmanager
     def meanwhile(self, phase: Phase) -> Iterator[None]:
         """Something else takes place within what is going on."""
-        before, stage = self._phase, self._memory[self._start + _AT_STAGE] if self._memory is not None else 0
+        before, stage, passes = self._phase, 0, 0
+        if self._memory is not None:
+            stage = self._memory[self._start + _AT_STAGE]
+            passes = _PASSES.unpack_from(self._memory, self._start + _AT_PASSES)[0]
         self.phase(phase)
         try:
             yield
         finally:
             self.phase(before)
+            self.passes(passes)
             self.stage(Stage(stage))
 
     def stage(self, stage: Stage) -> None:
         """The next part of a step begins."""
         if self._memory is not None:
             self._memory[self._start + _AT_STAGE] = stage
+
+    def passes(self, number: int) -> None:
+        """A pass that involves all ranks is the next thing; see `Beat`."""
+        if self._memory is not None:
+            _PASSES.pack_into(self._memory, self._start + _AT_PASSES, number)
 
     def step_begins(self, step: int) -> None:
         """A step begins."""
@@ -179,6 +206,7 @@ class Pulse:
         )
         self._memory[self._start : self._start + _AT_CRC + 4] = body + _CRC.pack(zlib.crc32(body))
         self._memory[self._start + _AT_STAGE] = Stage.NONE
+        self.passes(0)
 
     def _tick(self) -> None:
         assert self._memory is not None

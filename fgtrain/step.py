@@ -152,6 +152,7 @@ class Stepper:
         fits = True
         for i, number in enumerate(self._mine):
             pulse.stage(Stage.LOAD)
+            self._meets(i)
             if i == len(held):
                 with self._span("data"):
                     held.append(checked(next(batches), self._recipe))
@@ -160,14 +161,22 @@ class Stepper:
                 make_room(self._place.device)
                 reduction.abandon()
                 break
-        for _ in range(self._idle * self._parts):
-            self._keep_step(held[-1])
+        for i in range(self._idle):
+            self._meets(len(self._mine) + i)
+            for _ in range(self._parts):
+                self._keep_step(held[-1])
+        self._meets(len(self._mine) + self._idle)
         words = torch.tensor([not fits, sum(len(b.ids) for b in held), *wishes], dtype=torch.float32)
         with self._span("communication"):
             reduction.exchange(losses_G)
             agree(words)  # from host to host: no device is waited for
         ran_out, samples, *votes = words.tolist()
         return _Words(int(ran_out), int(samples), Wishes(*(v > 0 for v in votes)))
+
+    def _meets(self, passes: int) -> None:
+        """Where passes involve all ranks, say after how many of the step this rank meets the others next."""
+        if self._state.lockstep:
+            self._pulse.passes(passes + 1)
 
     def _fits(self, batch: MicroBatch, number: int, losses_G: torch.Tensor) -> bool:
         """Add a micro-batch's gradients, part by part, and note its losses; False if there was no memory for it."""

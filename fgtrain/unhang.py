@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from fgtrain.pulse import FILE, Beat, birth, decode
+from fgtrain.pulse import FILE, alive, decode
 
 _WRITING_S = 0.5  # for the stacks to be written, where the process can
 
@@ -24,26 +24,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the node's working folder")
     parser.add_argument("--kill", type=int, action="append", default=[], metavar="SLOT", help="a local rank to kill")
     args = parser.parse_args()
-    beats = [b for b in decode((args.folder / FILE).read_bytes()) if _alive(b)]
+    beats = [b for b in decode((args.folder / FILE).read_bytes()) if alive(b)]
     for beat in beats:
         print(f"rank {beat.rank}, process {beat.pid}: stacks asked for", flush=True)
         os.kill(beat.pid, signal.SIGUSR2)
     time.sleep(_WRITING_S)
     for beat in beats:
-        if beat.slot in args.kill and _alive(beat):
+        if beat.slot in args.kill and alive(beat):
             print(f"rank {beat.rank}, process {beat.pid}: killed", flush=True)
             os.kill(beat.pid, signal.SIGKILL)
-
-
-def _alive(beat: Beat) -> bool:
-    """Tell whether a slot's process lives; where births cannot be told, its number has to do."""
-    if beat.pid <= 1 or birth(beat.pid) != beat.born:
-        return False
-    try:
-        os.kill(beat.pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fgtrain.lifeline import die_with_parent
+from fgtrain.lifeline import die_with_launcher, die_with_parent
 
 if __name__ == "__main__":  # before the slow imports: an agent may die while they go on
     die_with_parent(parent=int(os.environ["FGLAUNCH_AGENT_PID"]) if "FGLAUNCH_AGENT_PID" in os.environ else None)
@@ -29,7 +29,7 @@ from fgtrain.departure import EXIT_LEFT
 from fgtrain.errors import FglaunchError, Refitted, UserError
 from fgtrain.notice import Flag, Watch
 from fgtrain.phases import Phases
-from fgtrain.pulse import Pulse
+from fgtrain.pulse import Phase, Pulse
 from fgtrain.runstore import Attempt, Failure, RunStore
 from fgtrain.stores import open_store
 
@@ -83,6 +83,7 @@ class Log:
 def main(begun: float) -> int:
     """Run one rank, whose process began at `begun` (Unix seconds), and return its exit code."""
     phases = Phases(begun)
+    die_with_launcher()
     parser = argparse.ArgumentParser(prog="fgtrain.worker")
     parser.add_argument("store", help="URL of the store")
     parser.add_argument("run", help="name of the run")
@@ -149,6 +150,8 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice, ph
         phases=phases,
     )
     places.leave()
+    if done:
+        progress.pulse.phase(Phase.DONE)
     return done
 
 

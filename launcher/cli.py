@@ -47,6 +47,8 @@ STRATEGIES = {
 }
 """What `--strategy NAME` is short for, as `--set` takes it."""
 
+ENGINES = ("torchrun", "deepspeed")
+
 
 class Formatter(argparse.HelpFormatter):
     """Help as wide as the terminal, found without `shutil`, whose import takes a while."""
@@ -140,6 +142,8 @@ def _add_world(p: argparse.ArgumentParser, nodes: str | None, gpus: int | None) 
     p.add_argument("--gpus", type=int, default=gpus, metavar="N", help="GPUs a node (default: %(default)s)")
     p.add_argument("--spares", type=int, metavar="K", help="more machines, that wait to step in (default: none)")
     p.add_argument("--detect", type=float, metavar="S", help="a machine silent for S seconds is lost (default: 3)")
+    help_ = f"what starts the processes of a node: {', '.join(ENGINES)} (default: torchrun)"
+    p.add_argument("--engine", choices=ENGINES, metavar="NAME", help=help_)
     p.add_argument("--cluster", metavar="NAME", help="where to run (default: this machine, or what clusters.toml says)")
     p.add_argument("--port", type=int, metavar="N", help="where agents meet (default: a free port)")
     p.add_argument("--detach", action="store_true", help="go on in the background")

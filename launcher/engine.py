@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fgtrain import deepspeed_launch
 from fgtrain.plan import DETECT_S, World
 from fgtrain.recipe import Recipe
 
@@ -19,14 +20,14 @@ def rendezvous_argv(python: str, port: int | str) -> tuple[str, ...]:
 def agent_argv(
     python: str, *, world: World, run: str, store: str, folder: str, address: str, endpoint: str
 ) -> tuple[str, ...]:
-    """Return the command line of one node's agent (torchrun with a lifeline).
+    """Return the command line of one node's agent (torchrun with a lifeline), and of what it starts.
 
     `address` is the node's own, `endpoint` host:port of the rendezvous store.
     """
     return (
         *(python, "-m", "fgtrain.agent"),
         f"--nnodes={world.span}",
-        f"--nproc-per-node={world.gpus}",
+        f"--nproc-per-node={world.gpus if world.engine == 'torchrun' else 1}",
         f"--rdzv-id={run}",
         "--rdzv-backend=fglaunch",
         f"--rdzv-endpoint={endpoint}",
@@ -35,8 +36,33 @@ def agent_argv(
         f"--max-restarts={_FOREVER}",
         f"--shutdown-timeout={_GRACE_S}",
         "--monitor-interval=0.05",
-        *("-m", "fgtrain.worker"),
+        *_started(world),
         *(store, run, folder),
+    )
+
+
+def _started(world: World) -> tuple[str, ...]:
+    """Return what an agent starts as often as `--nproc-per-node` says."""
+    match world.engine:
+        case "torchrun":
+            return "-m", "fgtrain.worker"
+        case "deepspeed":
+            return "-m", "fgtrain.deepspeed_launch", f"--slots={world.gpus}"
+
+
+def deepspeed_argv(
+    python: str, *, run: str, store: str, folder: str, rank: int, endpoint: str, devices: str | None
+) -> tuple[str, ...]:
+    """Return the command line of DeepSpeed's launcher on one node, as `fgtrain.deepspeed_launch` will have it."""
+    address, _, port = endpoint.rpartition(":")
+    return deepspeed_launch.launcher_argv(
+        python,
+        folder=folder,
+        rank=rank,
+        address=address,
+        port=port,
+        devices=devices,
+        worker=(store, run, folder),
     )
 
 

@@ -113,11 +113,11 @@ def sign_of(failure: Failure) -> Sign:
     )
 
 
-def worker_exit(node: str, time: float, line: str) -> Sign | None:
+def worker_exit(node: str, time: float, line: str, *, ranks: bool = True) -> Sign | None:
     """Return what a line of an agent's log says of a worker's exit; None if it says nothing of the kind.
 
     A worker that reported its exception ended with 1 or 2: its own words are better, so those codes only count where
-    there are none.
+    there are none. `ranks`: whether the agent started the workers itself; else it knows only that one of them ended.
     """
     # Source: torch.distributed.elastic.multiprocessing.api, SubprocessContext._poll and MultiprocessContext._poll
     found = re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)", line)
@@ -126,7 +126,8 @@ def worker_exit(node: str, time: float, line: str) -> Sign | None:
     code = int(found[1])
     wordless = code not in (1, EXIT_USER)
     kind = classify_exit(code) if wordless else "lost"
-    message = f"a worker of {node} (local rank {found[2]}) {_spell_end(code)}"
+    which = f" (local rank {found[2]})" if ranks else ""
+    message = f"a worker of {node}{which} {_spell_end(code)}"
     asked = code == EXIT_NOTICED
     return Sign(kind, message, time, node=node, peer=not wordless or asked, asked=asked)
 

@@ -272,9 +272,27 @@ def agent_command(run: RunFile, store_url: str, world: World, node: Node, share:
         devices=devices_of(world, share),
         bits=run.recipe.determinism == "bits",
         detect_s=world.detect_s,
-        preload=engine.preloaded(run.recipe, store_url),
+        preload=engine.preloaded(run.recipe, store_url) if world.engine == "torchrun" else (),
     )
     return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+
+
+def deepspeed_commands(
+    run: RunFile, store_url: str, world: World, nodes: Sequence[Node], shares: Sequence[Hardware], endpoint: str
+) -> list[tuple[str, ...]]:
+    """Return the command line by which DeepSpeed's launcher will be run on each of a round's nodes. Pure."""
+    return [
+        engine.deepspeed_argv(
+            node.python,
+            run=run.name,
+            store=store_url,
+            folder=node.folder,
+            rank=rank,
+            endpoint=endpoint,
+            devices=devices_of(world, share),
+        )
+        for rank, (node, share) in enumerate(zip(nodes, shares, strict=False))
+    ]
 
 
 def seat_count(world: World) -> int:

@@ -47,7 +47,7 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None, 
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
         return check_hardware(cluster.nodes(run.name, seat_count(world)), cluster, world)
-    check_training_installed(run.recipe)
+    check_training_installed(run.recipe, world.engine)
     return world_notes(world)
 
 

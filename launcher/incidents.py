@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fgtrain.ladder import NOT_ENOUGH
+from fgtrain.plan import Engine
 from launcher.budgets import Ledger, Try
 from launcher.failures import KINDS, Kind, Poison, Sign, agents_word, cause, tells_of_a_join, worker_exit
 from launcher.supervision import Supervision
@@ -49,7 +50,8 @@ class Decision(NamedTuple):
 class Incidents:
     """What went wrong so far in one run."""
 
-    def __init__(self, settings: Supervision, run: str) -> None:
+    def __init__(self, settings: Supervision, run: str, engine: Engine = "torchrun") -> None:
+        self._ranks = engine == "torchrun"
         self._ledger = Ledger(settings, run)
         self._poison = Poison()
         self._begins: dict[int, int] = {}
@@ -87,7 +89,7 @@ class Incidents:
 
         Another one before the next attempt is of workers that have not got that far.
         """
-        if sign := worker_exit(node, time, line):
+        if sign := worker_exit(node, time, line, ranks=self._ranks):
             self.add(now, sign._replace(attempt=0 if node in self._spoken else self._newest))
             self._spoken.add(node)
         elif sign := agents_word(node, time, line):

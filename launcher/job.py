@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> Outcome:
-    world = World(job.nodes, job.gpus)
+    world = World(job.nodes, job.gpus, engine=job.engine)
     cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
     display = PlainDisplay()
     try:

@@ -10,7 +10,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fgtrain.dataindex import index_digest, usable
 from fgtrain.errors import KeyExists, RecipeError, StoreError, UserError
 from fgtrain.lineage import find
 from fgtrain.parts import digest
-from fgtrain.plan import World, check_world, make_plan
+from fgtrain.plan import Engine, World, check_world, make_plan
 from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore, is_name
 from fgtrain.stores import Store
@@ -157,18 +157,28 @@ def _taken(name: str, store: Store) -> UserError:
     )
 
 
-def check_training_installed(recipe: Recipe | None = None) -> None:
-    """Refuse to start workers where they could not import torch, or what a recipe's strategy is made of.
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def check_training_installed(
+    recipe: Recipe | None = None, engine: Engine = "torchrun", installed: Callable[[str], bool] = _is_installed
+) -> None:
+    """Refuse to start workers where they could not import torch, or what starts them or their strategy is made of.
 
     Raises:
         UserError
     """
-    missing = [m for m in ("torch", "timm", "numpy", "PIL", "simplejpeg") if importlib.util.find_spec(m) is None]
+    missing = [m for m in ("torch", "timm", "numpy", "PIL", "simplejpeg") if not installed(m)]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed here: pip install 'fglaunch[train]'")
     extra = recipe.strategy.extra if recipe else ""
-    if extra and importlib.util.find_spec(extra) is None:
+    if extra and not installed(extra):
         raise UserError(f"the recipe's strategy needs {extra}, not installed here: pip install 'fglaunch[{extra}]'")
+    if engine == "deepspeed" and not installed("deepspeed"):
+        raise UserError(
+            "--engine deepspeed: not installed here: pip install 'fglaunch[deepspeed]', or --engine torchrun"
+        )
 
 
 def world_notes(world: World) -> list[str]:

@@ -13,7 +13,7 @@ import msgspec
 
 from cluster import ClusterError, JobState, Queue, Request, open_queue
 from fgtrain.errors import KeyMissing, StoreError, UserError
-from fgtrain.plan import World
+from fgtrain.plan import Engine, World
 from fgtrain.runstore import RunFile, RunStore
 from launcher import foreground
 from launcher.clusters import find_entry, work_root
@@ -41,6 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int
     gpus: int
     port: int | None
+    engine: Engine = "torchrun"
     id: str = ""
     idle: int = 0
 
@@ -110,7 +111,15 @@ def submit(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: Worl
     """
     kind, settings = find_entry(cluster)
     runs.store.delete(runs.key("stop"))  # an earlier one is not meant for this job
-    job = Job(kind=kind, cluster=cluster, settings=settings, nodes=world.nodes, gpus=world.gpus, port=port)
+    job = Job(
+        kind=kind,
+        cluster=cluster,
+        settings=settings,
+        nodes=world.nodes,
+        gpus=world.gpus,
+        port=port,
+        engine=world.engine,
+    )
     runs.write("job.json", job)  # the job reads it, and may begin at once
     write_state(runs, run, cluster, WAITING, "")
     try:

@@ -68,7 +68,7 @@ class Supervisor:
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
         self._news = News(runs)
-        self._incidents = Incidents(self._settings, run.name)
+        self._incidents = Incidents(self._settings, run.name, world.engine)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
         self._listener = Listener(self._fleet, self._feed, self._incidents, self._guard, self._clock, show)
         self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)

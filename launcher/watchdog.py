@@ -185,12 +185,17 @@ class _Stragglers:
         return notes
 
 
-def _mark(beat: Beat) -> tuple[int, int, Phase, int, Stage]:
-    return beat.pid, beat.attempt, beat.phase, beat.step, beat.stage
+def _mark(beat: Beat) -> tuple[int, int, Phase, int, int, Stage]:
+    return beat.pid, beat.attempt, beat.phase, beat.step, beat.passes, beat.stage
 
 
-def _place(beat: Beat) -> tuple[int, int]:
-    """Return how far a rank is: an exchange, and what follows, is as far as anybody gets without the others."""
+def _place(beat: Beat) -> tuple[int, int, int]:
+    """Return how far a rank is: an exchange, and what follows, is as far as anybody gets without the others.
+
+    Where every pass involves all ranks (FSDP, ZeRO), so is computing: the exchange is in it. And a rank with fewer
+    micro-batches is in its last one, or in a pass that counts for nothing, while others have more to come: there, the
+    number of the pass counts.
+    """
     if beat.phase is not Phase.STEP:
-        return (-1, 0)
-    return beat.step, min(beat.stage, Stage.EXCHANGE)
+        return (-1, 0, 0)
+    return beat.step, beat.passes, min(beat.stage, Stage.COMPUTE if beat.passes else Stage.EXCHANGE)

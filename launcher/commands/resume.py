@@ -45,7 +45,7 @@ def call(args: argparse.Namespace) -> int:
     run = spread_anew(run, args.strategy)
     if not args.as_recorded:
         check_unchanged(run)
-    world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect)
+    world = chosen_world(run.world, args.nodes, args.gpus, args.spares, args.detect, args.engine)
     cluster_name = choose(args.cluster, status.cluster if status else None)
     cluster, queue = find_cluster(cluster_name, Path(run.cwd)), find_queue(cluster_name, Path(run.cwd))
     if queue:

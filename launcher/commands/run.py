@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from cluster import Cluster, Command, Node, Rented
+from fgtrain.deepspeed_launch import hostfile
 from fgtrain.errors import UserError
 from fgtrain.lineage import adopt
 from fgtrain.parts import Part, leaves
@@ -20,7 +21,7 @@ from fgtrain.stores import Store, open_store
 from fgtrain.strategies import Strategy
 from launcher import foreground, limits, prepare, queued, supervision
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
-from launcher.fleet import agent_command, rendezvous_command
+from launcher.fleet import agent_command, deepspeed_commands, rendezvous_command
 from launcher.foreground import say
 from launcher.sizing import memory_line
 
@@ -29,7 +30,7 @@ _SHOWN = 6  # evaluations named by --dry-run
 
 def call(args: argparse.Namespace) -> int:
     """Run the command."""
-    world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect)
+    world = chosen_world(World(1, 1), args.nodes, args.gpus, args.spares, args.detect, args.engine)
     asked = limits.asked(args)
     settings = supervision.changed(supervision.Supervision(), args.supervise)
     if args.profile < 0:
@@ -101,8 +102,22 @@ def dry_run(
     for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):
         command = agent_command(run, store.url, world, node, share_, f"{where.address}:{meeting}")
         commands.append((node, command))
-    return [*planned(run, store, world), *offers] + [
-        f"{node.name:<10} {_spell(node, command)}" for node, command in commands
+    return [*planned(run, store, world), *offers, *(f"{n.name:<10} {_spell(n, c)}" for n, c in commands)] + (
+        _deepspeed(run, store, cluster, nodes, world, f"{where.address}:{meeting}")
+        if world.engine == "deepspeed"
+        else []
+    )
+
+
+def _deepspeed(
+    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, endpoint: str
+) -> list[str]:
+    """Return the hostfile, and what each node's agent starts, once they have met in this order, as lines."""
+    members = nodes[: world.most]
+    hosts = hostfile([node.name for node in members], world.gpus).splitlines()
+    commands = deepspeed_commands(run, store.url, world, members, cluster.hardware(nodes), endpoint)
+    return [f"hostfile   {line}" for line in hosts] + [
+        f"{node.name:<10} {shlex.join(argv)}" for node, argv in zip(members, commands, strict=True)
     ]
 
 
@@ -117,7 +132,8 @@ def _world(world: World) -> str:
     """Spell the world: how many ranks, at least and at most, and who waits."""
     ranks = f"{world.size} ranks" if world.max_nodes is None else f"{world.nodes * world.gpus} to {world.size} ranks"
     spares = f"; {world.spares} nodes wait to step in" if world.spares else ""
-    return f"{world.span} nodes x {world.gpus} processes = {ranks}; lost after {world.detect_s:g} s{spares}"
+    starts = "" if world.engine == "torchrun" else f"; {world.engine} starts them"
+    return f"{world.span} nodes x {world.gpus} processes = {ranks}{starts}; lost after {world.detect_s:g} s{spares}"
 
 
 def _spell(node: Node, command: Command) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from fgtrain.place import Place, from_all
 from fgtrain.plan import make_plan
+from fgtrain.pulse import Pulse
 from fgtrain.recipe import Ema, Recipe, replace
 from fgtrain.shards import Sharded
 from fgtrain.snapshot.exchange import Exchange
@@ -86,6 +87,33 @@ def test_fsdp_takes_the_steps_of_ddp(ranks: Ranks, world: int) -> None:
         assert rank.losses == pytest.approx(alone.losses, rel=1e-3)
         assert_close(rank.tensors, alone.tensors)
     assert max(rank.held for rank in shards) <= -(-alone.held // world) * 1.3
+
+
+class Passes(Pulse):
+    """A pulse that keeps the numbers of passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def passes(self, number: int) -> None:
+        """See `Pulse`."""
+        self.seen.append(number)
+
+
+def number_passes(place: Place, recipe: Recipe) -> list[int]:
+    """Take a step and return the passes that this rank has told of."""
+    torch.set_num_threads(1)
+    plan = make_plan(recipe, SAMPLES)
+    state, pulse = recipe.strategy.build(recipe, place), Passes()
+    batches = made_up(recipe, plan, place, state.step, frozenset())
+    Stepper(recipe, plan, place, state, pulse).step(batches, Wishes(), lambda: None)
+    return pulse.seen
+
+
+def test_ranks_with_uneven_shares_number_the_passes_in_which_they_meet_alike(ranks: Ranks) -> None:
+    assert ranks.call(4, number_passes, SHARDED) == [[1, 2, 3]] * 4  # the third is the exchange after all passes
+    assert ranks.call(4, number_passes, SMALL) == [[]] * 4
 
 
 @pytest.mark.parametrize("before, after", [((SMALL, 2), (SHARDED, 3)), ((SHARDED, 3), (SMALL, 1))])

@@ -120,3 +120,32 @@ def test_strategy_is_changed_in_mid_run(
     assert sorted(runs.samples("run").splitlines()) == sorted(samples.splitlines())
     assert_agree(losses(runs, "run"), whole)
     assert not runs.processes()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
+def test_sharded_world_shrinks_when_a_node_is_lost_and_grows_when_it_is_back(
+    strategy: str, tmp_path: Path, uninterrupted: tuple[str, dict[int, float]]
+) -> None:
+    runs = Runs(tmp_path)
+    elastic = ("--nodes", "1:2", "--detect", "5", "--name", "run")
+    with runs.start("run", *SMALL, *options(strategy), *elastic) as live:
+        live.wait_snapshot(4)
+        gone = [pid for pid in live.node(1) if pid != live.rendezvous()]
+        for pid in gone:
+            os.kill(pid, signal.SIGSTOP)  # to the other it looks as if its cable were cut
+        live.wait_step(1, attempt=2)
+        for pid in gone:
+            os.kill(pid, signal.SIGCONT)
+        live.wait_step(1, attempt=3)
+        assert live.wait() == 0, live.output()
+        seen = live.events()
+    first, second, third = [e for e in seen if e["event"] == "attempt"]
+    assert (first["world"], second["world"], third["world"]) == (2, 1, 2)
+    before = [e["step"] for e in seen[: seen.index(third)] if e["event"] in ("step", "snapshot")]
+    assert third["step"] == max(before), "who joins costs no step"
+    samples, whole = uninterrupted
+    assert sorted(runs.samples("run").splitlines()) == sorted(samples.splitlines())
+    assert_agree(losses(runs, "run"), whole)
+    assert runs.call("snapshots", "verify", "run").returncode == 0
+    assert not runs.processes()

@@ -28,6 +28,7 @@ beats = st.builds(
     work_s=st.floats(0, 1e9),
     born=st.text("0123456789", max_size=16),
     first=st.integers(0, 2**63),
+    passes=st.integers(0, 2**32 - 1),
 )
 
 
@@ -39,7 +40,7 @@ def test_slots_are_read_back_in_order(some: list[Beat]) -> None:
 @given(beats, beats, st.integers(1, 127))
 def test_slot_that_is_being_written_is_passed_over_or_whole(old: Beat, new: Beat, at: int) -> None:
     for beat in decode(encode(new)[:at] + encode(old)[at:]):
-        apart = {"ticks": 0, "stage": Stage.NONE}  # written by themselves
+        apart = {"ticks": 0, "stage": Stage.NONE, "passes": 0}  # written by themselves
         assert beat._replace(**apart) in (old._replace(**apart), new._replace(**apart))
 
 
@@ -58,12 +59,16 @@ def test_every_move_is_seen_and_the_pulse_ticks(tmp_path: Path) -> None:
     pulse.begun(2, 5)
     pulse.step_begins(7)
     pulse.stage(Stage.LOAD)
+    pulse.passes(3)
+    with pulse.meanwhile(Phase.COMPILE):
+        assert (read().phase, read().passes) == (Phase.COMPILE, 0)
+    assert read().passes == 3
     assert (read().phase, read().stage, read().attempt, read().step) == (Phase.STEP, Stage.LOAD, 2, 7)
     assert (pulse.step, read().first) == (7, 5)
     pulse.stage(Stage.EXCHANGE)
     pulse.worked(0.5)
     pulse.phase(Phase.EVALUATE)
-    assert (read().phase, read().stage, read().work_s) == (Phase.EVALUATE, Stage.NONE, 0.5)
+    assert (read().phase, read().stage, read().work_s, read().passes) == (Phase.EVALUATE, Stage.NONE, 0.5, 0)
     assert pulse.step is None
     wait_for(lambda: read().ticks >= 2, "two ticks")
 

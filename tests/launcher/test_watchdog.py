@@ -147,6 +147,44 @@ def test_all_are_named_where_nobody_differs() -> None:
     assert "ranks 0 on n0, 1 on n1 hang" in group.hung().text
 
 
+def test_rank_in_a_pass_that_counts_for_nothing_is_named_and_not_the_one_that_waits_for_it_in_a_later_pass() -> None:
+    """Under FSDP and ZeRO, a rank with fewer micro-batches is said to exchange while others still compute."""
+    group = Group(2)
+    group.steps(10, 1.0)
+    group.change(0, passes=2, stage=Stage.EXCHANGE)  # it hangs in its second pass, the last of its own being the first
+    group.change(1, passes=3, stage=Stage.COMPUTE)  # it is through with two, and waits for the other in the third
+    group.wait(31.0)
+    assert [r.rank for r in group.hung().ranks] == [0]
+
+
+def test_nobody_in_particular_is_named_where_all_are_in_the_same_pass() -> None:
+    """Who computes and who waits for it cannot be told apart: the exchange is a part of the pass."""
+    group = Group(2)
+    group.steps(10, 1.0)
+    group.change(0, passes=1, stage=Stage.EXCHANGE)
+    group.change(1, passes=1, stage=Stage.COMPUTE)
+    group.wait(31.0)
+    assert [r.rank for r in group.hung().ranks] == [0, 1]
+
+
+def test_rank_whose_pictures_do_not_come_is_named_where_others_wait_for_it_in_the_pass() -> None:
+    group = Group(3)
+    group.steps(10, 1.0)
+    group.change(passes=2, stage=Stage.COMPUTE)
+    group.change(2, stage=Stage.LOAD)
+    group.wait(31.0)
+    assert [r.rank for r in group.hung().ranks] == [2]
+
+
+def test_passes_are_moves() -> None:
+    group = Group(2)
+    group.steps(10, 1.0)
+    for passes in range(1, 5):
+        group.change(passes=passes)
+        group.wait(20.0)
+        assert group.hung() is None
+
+
 def test_who_was_acted_on_has_its_time_anew() -> None:
     group = Group()
     group.steps(10, 1.0)
