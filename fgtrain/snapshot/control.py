@@ -221,10 +221,10 @@ class Control:
 
 
 def _hazard(runs: RunStore) -> float:
-    """Return the run's mean time between failures so far, in seconds: each attempt but the first followed one."""
+    """Return the run's mean time between failures so far, in seconds."""
     try:
         attempts = runs.read_all("attempts", Attempt)
     except Corrupt:  # it is only a guess
         return interval.PRIOR_MTBF_S
     running = max(0.0, time.time() - attempts[0].started) if attempts else 0.0
-    return interval.mtbf_s(running, max(0, len(attempts) - 1))
+    return interval.mtbf_s(running, interval.failures([a.world for a in attempts]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 PRIOR_MTBF_S = 4 * 3600.0
@@ -39,6 +41,11 @@ def interval_s(costs: Costs, mtbf_s: float) -> float:
 def mtbf_s(running_s: float, failures: int) -> float:
     """Return the mean time between failures after `running_s` seconds, with a prior that weighs one failure."""
     return (running_s + PRIOR_MTBF_S) / (failures + 1)
+
+
+def failures(worlds: Sequence[int]) -> int:
+    """Return how many of a run's attempts followed a failure; one that is larger than the last one followed a join."""
+    return sum(after <= before for before, after in pairwise(worlds))
 
 
 def memory_steps(copy_s: float, step_s: float, mtbf_s: float, share: float = 0.02) -> int:

@@ -54,7 +54,7 @@ class Run:
         self._done = self._kept = self._stored = Mark(0.0, 0.0)  # so far; in memory; committed to the store
         self._trains = False
         self._since: float | None = None  # when the first attempt began
-        self._attempts = 0
+        self._worlds: list[int] = []  # nodes of each attempt
         self._lost = self._lost_steps = self._restart = self._overhead = self._waiting = 0.0
 
     # -- time passes ----------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Run:
     def _begin(self, at_s: float) -> None:
         if not self._trains:
             self._trains = True
-            self._attempts += 1
+            self._worlds.append(len(self._here))
             self._since = at_s if self._since is None else self._since
 
     def _train(self, at_s: float, seconds: float) -> None:
@@ -100,7 +100,7 @@ class Run:
     def _mtbf_s(self, at_s: float) -> float:
         """Return the mean time between failures as the run itself would take it."""
         running_s = at_s - (self._since if self._since is not None else at_s)
-        return interval.mtbf_s(running_s, max(0, self._attempts - 1))
+        return interval.mtbf_s(running_s, interval.failures(self._worlds))
 
     def _memory_steps(self, at_s: float, step_s: float) -> int:
         if not self._policy.memory:
@@ -130,7 +130,7 @@ class Run:
         for place in move.filled:
             insort(self._here, place)
         if not could_run and len(self._here) >= self._least:
-            takes = self._costs.restart if self._attempts else self._costs.start
+            takes = self._costs.restart if self._worlds else self._costs.start
             self._ready = max(self._ready, self._now + takes)
 
     def _lose(self, lost: set[int]) -> None:
@@ -185,7 +185,7 @@ class Run:
             waiting_s=self._waiting,
             steps=self._done.steps,
             lost_steps=self._lost_steps,
-            restarts=max(0, self._attempts - 1),
+            restarts=max(0, len(self._worlds) - 1),
         )
 
 

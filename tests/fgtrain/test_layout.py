@@ -213,6 +213,11 @@ def test_failures_shorten_the_mean_time_between_them(running: float, failures: i
     assert interval.mtbf_s(running + 1, failures) > mtbf or running > 1e7
 
 
+@pytest.mark.parametrize(("worlds", "failures"), [([], 0), ([2], 0), ([2, 2], 1), ([2, 1, 2], 1), ([2, 3, 3, 1], 2)])
+def test_attempts_follow_failures_unless_somebody_joined(worlds: list[int], failures: int) -> None:
+    assert interval.failures(worlds) == failures
+
+
 @given(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3), st.floats(1, 1e7), st.floats(1e-3, 1))
 def test_copies_into_memory_take_no_more_than_their_share_and_are_no_rarer_than_loses_least(
     copy: float, step: float, mtbf: float, share: float
