@@ -105,6 +105,7 @@ def run(argv: Sequence[str], departure: Departure) -> int:
     launched = args.training_script == DEEPSPEED
     if not launched:
         _start_by_client(args)
+    args.log_dir = str(Path(args.training_script_args[-1]) / "elastic")  # else in a temporary folder, which stays
     config, entrypoint, worker_args = config_from_args(args)
     assert isinstance(entrypoint, str)
     initialize_metrics(MetricsConfig(config.metrics_cfg))

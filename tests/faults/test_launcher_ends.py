@@ -34,7 +34,8 @@ GONE_S = 60.0  # a bound, not the promise: on a busy machine everything takes lo
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:
-    runs = Runs(tmp_path, FGLAUNCH_MEMORY=str(tmp_path / "memory"))
+    (tmp_path / "tmp").mkdir()
+    runs = Runs(tmp_path, FGLAUNCH_MEMORY=str(tmp_path / "memory"), TMPDIR=str(tmp_path / "tmp"))
     yield runs
     runs.end()
 
@@ -56,6 +57,15 @@ def in_full_flow(runs: Runs, name: str) -> Iterator[LiveRun]:
         yield run
 
 
+def left_behind(runs: Runs) -> list[str]:
+    """Return what is in the temporary folder and in host memory, but for PyTorch's cache of compiled kernels.
+
+    And but for the sockets that processes had shared memory by: who is killed with -9 does not remove its own.
+    """
+    found = [p for f in ("tmp", "memory") for p in (runs.folder / f).iterdir()]
+    return [str(p) for p in found if not p.name.startswith(("torchinductor_", "pymp-"))]
+
+
 def finishes(runs: Runs, name: str, *args: str) -> None:
     done = runs.call("resume", name, *args)
     assert done.returncode == 0, done.stderr
@@ -64,6 +74,7 @@ def finishes(runs: Runs, name: str, *args: str) -> None:
     assert "from the start" not in done.stderr
     [row] = [r for r in runs.json("ps") if r["run"] == name]
     assert (row["state"], row["step"]) == ("finished", row["steps"])
+    assert left_behind(runs) == []
 
 
 def test_interrupt_ends_everything_that_was_started_and_nothing_else(

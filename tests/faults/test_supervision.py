@@ -38,7 +38,8 @@ def pulse(runs: Runs, run: str, node: int) -> int:
 @pytest.mark.chaos
 def test_stopped_worker_is_noticed_named_and_replaced(runs: Runs) -> None:
     runs.env["FGLAUNCH_COLD"] = "1"  # a warm process notices sooner that its child is stopped
-    quick = ("--supervise", "watchdog.floor_s=8", "--supervise", "watchdog.factor=5")
+    # Else its agent kills it first, as it does with what is stopped for that long.
+    quick = ("--supervise", "watchdog.floor_s=8", "--supervise", "watchdog.factor=5", "--detect", "100")
     with runs.start("frozen", *RECIPE, *quick, "--name", "frozen") as run:
         run.wait_step(12)
         os.kill(pulse(runs, "frozen", 1), signal.SIGSTOP)
