@@ -20,32 +20,26 @@ from fgtrain.snapshot.hugepages import SharedMemory, rounded
 class Common(NamedTuple):
     """Memory for `buffer.numel()` bytes; `holder[r]` is the rank whose copy of it is the one that rank r writes to.
 
-    `shared`: what is behind it, if others write to it, too, and `file` its descriptor.
+    `shared`: what is behind it, if others write to it, too.
     """
 
     buffer: torch.Tensor
     holder: list[int]
     shared: SharedMemory | None = None
-    file: int = -1
 
     def place(self, at: int, bytes_: int, fetch: Callable[[memoryview], None], scratch: Scratch) -> None:
-        """Have `fetch` fill `bytes_` bytes from `at` on; threads may call together.
-
-        Small pages of shared memory that are new cost a fault each if they are written in place: more than a copy.
-        """
+        """Have `fetch` fill `bytes_` bytes from `at` on; threads may call together."""
         if self.shared is None or self.shared.make_huge(at, at + bytes_):
             fetch(memoryview(self.buffer.numpy()).cast("B")[at : at + bytes_])  # type: ignore[arg-type]
             return
         data = scratch.of(bytes_)
         fetch(data)
-        done = 0
-        while done < bytes_:
-            done += os.pwrite(self.file, data[done:], at + done)
+        self.shared.write(at, data)
 
     def close(self) -> None:
         """Let the descriptor go; the memory stays as long as `buffer`."""
         if self.shared is not None:
-            os.close(self.file)
+            self.shared.close()
 
     def spread(self, stretches: list[list[tuple[int, int]]], place: Place) -> None:
         """Bring what each rank wrote to the nodes that do not have it; all ranks call together.
@@ -108,9 +102,9 @@ def take(bytes_: int, place: Place) -> Common:
     if everywhere:
         if shared is None:
             return Common(_own(bytes_), holder)
-        return Common(torch.frombuffer(shared[0].view, dtype=torch.uint8), holder, *shared)
+        return Common(torch.frombuffer(shared.view, dtype=torch.uint8), holder, shared)
     if shared is not None:
-        os.close(shared[1])
+        shared.close()
     return Common(_own(bytes_), list(range(place.size)))
 
 
@@ -122,8 +116,8 @@ def _make(bytes_: int) -> int | None:
     return fd
 
 
-def _open(path: str | None, bytes_: int) -> tuple[SharedMemory, int] | None:
-    """Return the memory behind a path, and its descriptor; None if it cannot be had."""
+def _open(path: str | None, bytes_: int) -> SharedMemory | None:
+    """Return the memory behind a path; None if it cannot be had."""
     if path is None:
         return None
     with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
@@ -131,5 +125,5 @@ def _open(path: str | None, bytes_: int) -> tuple[SharedMemory, int] | None:
         undo.callback(os.close, file)
         memory = SharedMemory(file, bytes_)
         undo.pop_all()
-        return memory, file
+        return memory
     return None

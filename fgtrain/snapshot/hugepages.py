@@ -24,7 +24,7 @@ class SharedMemory:
     """The first `bytes_` bytes of a file, for reading and writing; `view` is mapped until nobody refers to it.
 
     Args:
-        file: a descriptor, which stays the caller's; the file ends at a multiple of `HUGE`.
+        file: a descriptor, this object's from here on; the file ends at a multiple of `HUGE`.
         bytes_: how many, at least one.
 
     Raises:
@@ -32,8 +32,8 @@ class SharedMemory:
     """
 
     def __init__(self, file: int, bytes_: int) -> None:
-        self._file, self._whole = file, rounded(bytes_)
-        self._start, memory = _mapped(file, self._whole)
+        self._file = file
+        self._start, memory = _mapped(file, rounded(bytes_))
         self.view = memoryview(memory).cast("B")[:bytes_]
         self._refused = sys.platform != "linux"
 
@@ -51,6 +51,16 @@ class SharedMemory:
         if not self._refused and _libc().madvise(self._start + first, last - first, _COLLAPSE):
             self._refused = True
         return not self._refused
+
+    def write(self, at: int, data: memoryview) -> None:
+        """Copy bytes to `at`: where pages are small and new, that costs less than writing in place."""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file, data[done:], at + done)
+
+    def close(self) -> None:
+        """Let the descriptor go; the memory stays as long as `view`."""
+        os.close(self._file)
 
 
 def rounded(bytes_: int) -> int:

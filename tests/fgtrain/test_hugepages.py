@@ -83,8 +83,8 @@ class Refusing(SharedMemory):
 @pytest.mark.parametrize("kind", [SharedMemory, Refusing])
 def test_what_is_fetched_lies_in_its_place(file: int, kind: type[SharedMemory]) -> None:
     os.ftruncate(file, 2 * HUGE)
-    memory = kind(file, 2 * HUGE)
-    common = Common(torch.frombuffer(memory.view, dtype=torch.uint8), [0, 0], memory, os.dup(file))
+    memory = kind(os.dup(file), 2 * HUGE)
+    common = Common(torch.frombuffer(memory.view, dtype=torch.uint8), [0, 0], memory)
     scratch = Scratch()
     for at, bytes_ in ((0, 100), (100, HUGE), (HUGE + 100, HUGE - 100)):
 
