@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,15 +10,17 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from fgtrain import images, lifeline
 from fgtrain.cache.ready import source
-from fgtrain.data import BadImage, Images, Sample
+from fgtrain.data import BadImage, Images, Sample, Split
 from fgtrain.errors import Corrupt, UserError
+from fgtrain.heap import keep_freed_memory
 from fgtrain.keyed import Order
 from fgtrain.plan import Plan, share
 from fgtrain.recipe import Recipe
+from fgtrain.slots import Slots, by_key
 from fgtrain.source import Source
 
 T = TypeVar("T")
@@ -28,11 +29,7 @@ _AHEAD = 256  # pictures told of before they are needed: some seconds of work, a
 
 
 class MicroBatch(NamedTuple):
-    """`images` is uint8 (N, crop, crop, 3), `labels` int64 (N,); `ids` are (epoch, sample); N may be 0.
-
-    Labels are no tensor: a few bytes come cheaper through the pipe from a loader process than through shared memory,
-    for which the processes shake hands tensor by tensor.
-    """
+    """`images` is uint8 (N, crop, crop, 3), `labels` int64 (N,); `ids` are (epoch, sample); N may be 0."""
 
     images: torch.Tensor
     labels: npt.NDArray[np.int64]
@@ -52,17 +49,42 @@ def pieces(batch: MicroBatch, micro: int, count: int) -> Iterator[MicroBatch]:
         yield batch
 
 
+class Request(NamedTuple):
+    """A micro-batch to be prepared: its samples by (epoch, sample index), and the slot it is to lie in, if any."""
+
+    ids: list[tuple[int, int]]
+    slot: int | None = None
+
+
 class Pictures(Dataset[MicroBatch]):
     """The samples of a split, read and cut when asked for by (epoch, sample index)."""
 
-    def __init__(self, data: Images, samples: tuple[Sample, ...], source: Source, seed: int | None) -> None:
-        """Augment by `seed`, or take the centre crop if it is None."""
-        self.data, self.samples, self.source, self.seed = data, samples, source, seed
+    def __init__(
+        self,
+        data: Images,
+        samples: tuple[Sample, ...],
+        source: Source,
+        seed: int | None,
+        slots: Slots | None = None,
+    ) -> None:
+        """Augment by `seed`, or take the centre crop if it is None; `slots` are those that requests name."""
+        self.data, self.samples, self.source, self.seed, self.slots = data, samples, source, seed, slots
 
-    def __getitems__(self, ids: list[tuple[int, int]]) -> MicroBatch:
-        """Prepare a micro-batch; bad pictures are left out and listed."""
+    def __getitems__(self, request: Request) -> MicroBatch | Parcel:
+        """Prepare a micro-batch, in a loader process if there are any."""
+        if self.slots is None:
+            return self.prepare(request.ids, torch.empty(self._shape(request), dtype=torch.uint8))
+        if request.slot is None:
+            return Parcel(self.prepare(request.ids, torch.empty(self._shape(request), dtype=torch.uint8)))
+        room_NHWC = torch.from_numpy(self.slots.room(request.slot))
+        return Parcel(self.prepare(request.ids, room_NHWC), self.slots.key, request.slot)
+
+    def _shape(self, request: Request) -> tuple[int, int, int, int]:
+        return len(request.ids), self.data.crop, self.data.crop, 3
+
+    def prepare(self, ids: list[tuple[int, int]], out_NHWC: torch.Tensor) -> MicroBatch:
+        """Prepare a micro-batch in uint8 (len(ids) or more, crop, crop, 3); bad pictures are left out and listed."""
         self.source.expect([number for _, number in ids])
-        out_NHWC = _room(len(ids), self.data.crop)
         good: list[tuple[int, int]] = []
         bad: list[BadImage] = []
         for id_ in ids:
@@ -82,14 +104,26 @@ class Pictures(Dataset[MicroBatch]):
         return images.augmented(self.data, width, height, self.seed, *id_)
 
 
-def _room(count: int, side: int) -> torch.Tensor:
-    """Return memory for pictures, uint8 (count, side, side, 3); in a loader process it is shared from the start."""
-    shape = (count, side, side, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own collation does.
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).reshape(shape)
+class Parcel:
+    """A micro-batch on its way from a loader process to its rank, where it arrives as a `MicroBatch`.
+
+    Pictures in a slot stay where they are; without one, all bytes go through the pipe.
+    """
+
+    def __init__(self, batch: MicroBatch, key: int = 0, slot: int | None = None) -> None:
+        """Wrap a micro-batch that lies in the slot `slot` of the slots `key`, or in none."""
+        self._batch, self._key, self._slot = batch, key, slot
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        images, *rest = self._batch
+        return _arrived, (images.numpy() if self._slot is None else len(images), self._key, self._slot, *rest)
+
+
+def _arrived(images: Any, key: int, slot: int | None, *rest: Any) -> MicroBatch:
+    """Unpack a parcel, in the rank: `images` are themselves, or how many of them lie in the slot."""
+    if slot is not None:
+        images = by_key(key).filled(slot)[:images]
+    return MicroBatch(torch.from_numpy(images), *rest)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -97,13 +131,14 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Requests:
-    """What to prepare, one list of (epoch, sample) a micro-batch; re-iterable."""
+    """What to prepare, one list of (epoch, sample) a micro-batch, and where to put it; re-iterable."""
 
-    def __init__(self, make: Callable[[], Iterator[list[tuple[int, int]]]]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Iterator[list[tuple[int, int]]]], slots: Slots | None) -> None:
+        self._make, self._slots = make, slots
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._make()
+    def __iter__(self) -> Iterator[Request]:
+        for ids in self._make():
+            yield Request(ids, self._slots.take() if self._slots else None)
 
 
 def training_batches(
@@ -117,11 +152,10 @@ def training_batches(
             for micro_batch in share(plan.micro_batches, rank, size):
                 yield [order[p] for p in plan.batch(step, micro_batch)]
 
-    data = _images(recipe)
-    pictures = Pictures(data, samples, source(recipe, samples, "train"), recipe.seed)
-    return iter(
-        _loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, recipe.batch.micro)), pin=pin)
-    )
+    most = -(
+        -plan.micro_batches // size
+    )  # of a step: if there is no memory for one, it is tried again in smaller pieces
+    return _batches(recipe, samples, "train", requests, micro=plan.micro, held=most, pin=pin)
 
 
 def evaluation_batches(
@@ -134,8 +168,26 @@ def evaluation_batches(
         for number in chosen:
             yield [(0, i) for i in range(number * micro, min((number + 1) * micro, len(samples)))]
 
-    pictures = Pictures(_images(recipe), samples, source(recipe, samples, "val"), None)
-    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, micro)), pin=pin))
+    return _batches(recipe, samples, "val", requests, micro=micro, held=2, pin=pin)
+
+
+def _batches(
+    recipe: Recipe,
+    samples: tuple[Sample, ...],
+    split: Split,
+    requests: Callable[[], Iterator[list[tuple[int, int]]]],
+    *,
+    micro: int,
+    held: int,
+    pin: bool,
+) -> Iterator[MicroBatch]:
+    """Yield micro-batches of at most `micro` samples, of which the caller has at most `held` at a time."""
+    data, loader = _images(recipe), recipe.loader
+    room = loader.workers * loader.prefetch + held + 1
+    slots = Slots(room, (micro, data.crop, data.crop, 3)) if loader.workers else None
+    seed = recipe.seed if split == "train" else None
+    pictures = Pictures(data, samples, source(recipe, samples, split), seed, slots)
+    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, micro), slots), pin=pin))
 
 
 def _announced(
@@ -184,7 +236,7 @@ def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: boo
     workers = recipe.loader.workers
     return DataLoader(
         pictures,
-        batch_sampler=requests,
+        batch_sampler=requests,  # type: ignore[arg-type]  # each goes to `__getitems__` as it is
         num_workers=workers,
         prefetch_factor=recipe.loader.prefetch if workers else None,
         collate_fn=_as_it_is,
@@ -200,3 +252,4 @@ def _settle_worker(_: int) -> None:
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(sig, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_freed_memory()  # a picture is as large as the last

@@ -13,12 +13,14 @@ from fgtrain.cache.together import ready_together
 from fgtrain.data import Index
 from fgtrain.evaluate import Evaluations
 from fgtrain.fit import settle_plan
+from fgtrain.heap import keep_freed_memory
 from fgtrain.journal import Journal
 from fgtrain.oom import make_ladder
 from fgtrain.phases import Phases
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.profiler import make_profiler
 from fgtrain.pulse import Phase, Pulse
+from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, RunFile, RunStore
 from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
@@ -63,18 +65,14 @@ def train(
     if not ready_together(recipe, index, runs.store.url, place, pulse, stop_asked, journal):
         return False
     pulse.phase(Phase.RESTORE)
-    if recipe.determinism == "bits":
-        settle_kernels()
-        journal.event("note", text="determinism=bits: deterministic kernels, one CPU thread a process")
-    else:
-        torch.backends.cudnn.benchmark = True  # shapes are few: kernels are tried out once for each
-    state = recipe.strategy.build(recipe, place)
-    phases.end("build")
-    memory = memory_folders(run.name, folder)
 
     def note(text: str) -> None:
         journal.event("note", text=text)
 
+    _settle(recipe, place, note)
+    state = recipe.strategy.build(recipe, place)
+    phases.end("build")
+    memory = memory_folders(run.name, folder)
     restored = load.newest(runs, place, memory, note)
     parent = inherit.parent_of(run, runs, place)
     if restored:
@@ -140,3 +138,14 @@ def train(
     agree(torch.zeros(1))  # nobody leaves early: if one fails now, all begin again
     journal.close()
     return done
+
+
+def _settle(recipe: Recipe, place: Place, note: Callable[[str], None]) -> None:
+    """Have this process compute as the recipe wants it, and as fast as that allows for."""
+    if place.device.type == "cpu":
+        keep_freed_memory()
+    if recipe.determinism == "bits":
+        settle_kernels()
+        note("determinism=bits: deterministic kernels, one CPU thread a process")
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes are few: kernels are tried out once for each

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fgtrain import loader
@@ -110,7 +111,7 @@ def test_epochs_differ_in_order_and_in_pixels(recipe: Recipe) -> None:
     assert isinstance(data, ImageFolder)
     samples = data.index().train
     pictures = loader.Pictures(data, samples, Fresh(data, samples, "train"), seed=0)
-    batch = pictures.__getitems__([(0, 3), (1, 3)])
+    batch = pictures.prepare([(0, 3), (1, 3)], torch.empty(2, data.crop, data.crop, 3, dtype=torch.uint8))
     assert not np.array_equal(batch.images[0], batch.images[1])
 
 

@@ -58,12 +58,9 @@ def in_full_flow(runs: Runs, name: str) -> Iterator[LiveRun]:
 
 
 def left_behind(runs: Runs) -> list[str]:
-    """Return what is in the temporary folder and in host memory, but for PyTorch's cache of compiled kernels.
-
-    And but for the sockets that processes had shared memory by: who is killed with -9 does not remove its own.
-    """
+    """Return what is in the temporary folder and in host memory, but for PyTorch's cache of compiled kernels."""
     found = [p for f in ("tmp", "memory") for p in (runs.folder / f).iterdir()]
-    return [str(p) for p in found if not p.name.startswith(("torchinductor_", "pymp-"))]
+    return [str(p) for p in found if not p.name.startswith("torchinductor_")]
 
 
 def finishes(runs: Runs, name: str, *args: str) -> None:
