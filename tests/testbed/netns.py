@@ -109,7 +109,8 @@ class Hosts:
                     os.kill(pid, signal.SIGKILL)
             if name in self.servers:
                 self.servers[name].stop()
-            subprocess.run(["ip", "netns", "del", self.namespace(name)], capture_output=True, check=False)
+            for words in (("link", "del", self._link(name)), ("netns", "del", self.namespace(name))):
+                subprocess.run(["ip", *words], capture_output=True, check=False)  # the kernel takes its time with links
             shutil.rmtree(Path("/etc/netns") / self.namespace(name), ignore_errors=True)
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
         with contextlib.suppress(OSError):  # only if it was ours alone
