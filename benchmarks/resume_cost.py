@@ -27,7 +27,7 @@ CURSORS = (10**2, 10**4, 10**6)
 def first_batch_s(recipe: Recipe, plan: Plan, samples: tuple[Sample, ...], cursor: int) -> float:
     """Return the seconds from nothing to the first micro-batch at a sample cursor."""
     started = time.perf_counter()
-    batches = loader.training_batches(recipe, plan, samples, start=cursor // plan.total, rank=0, size=1, pin=False)
+    batches = loader.training_batches(recipe, plan, samples, start=cursor // plan.total, rank=0, size=1, gpu=False)
     batch = next(batches)
     took = time.perf_counter() - started
     assert len(batch.ids) == plan.micro

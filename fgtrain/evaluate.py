@@ -24,10 +24,19 @@ from fgtrain.state import State
 from fgtrain.tensors import to_input
 
 
+class HeldOut:
+    """The held-out samples in micro-batches: how many, which ones this rank measures, and those, for every time."""
+
+    def __init__(self, recipe: Recipe, samples: tuple[Sample, ...], place: Place) -> None:
+        self.micro_batches = -(-len(samples) // recipe.evaluate.micro)
+        self.mine = share(self.micro_batches, place.rank, place.size)
+        self.batches = loader.evaluation_batches(recipe, samples, self.mine, gpu=place.device.type == "cuda")
+
+
 @torch.no_grad()
 def evaluate(
     recipe: Recipe,
-    samples: tuple[Sample, ...],
+    held_out: HeldOut,
     state: State,
     place: Place,
     stop_asked: Callable[[], bool] = lambda: False,
@@ -44,14 +53,13 @@ def evaluate(
     Out of memory, a rank takes fewer samples at a time; where ranks go in lockstep, all do, from the next start on
     (`ladder`).
     """
-    micro_batches = -(-len(samples) // recipe.evaluate.micro)
-    mine = share(micro_batches, place.rank, place.size)
-    table = torch.zeros(micro_batches, 4, dtype=torch.float64)
+    mine = held_out.mine
+    table = torch.zeros(held_out.micro_batches, 4, dtype=torch.float64)
     measure = _Measure(recipe, state, place.device, ladder)
     state.net.eval()
     with state.ema.applied(state.net) if state.ema else nullcontext():
-        batches = loader.evaluation_batches(recipe, samples, mine, pin=place.device.type == "cuda")
-        for turn in range(-(-micro_batches // place.size)):
+        batches = iter(held_out.batches)
+        for turn in range(-(-held_out.micro_batches // place.size)):
             asked = torch.tensor([float(stop_asked())])
             wait = agreeing(asked)
             batch = loader.checked(next(batches), recipe) if turn < len(mine) else None
@@ -81,7 +89,8 @@ class Evaluations:
         pulse: Pulse,
         ladder: Ladder | None = None,
     ) -> None:
-        self._recipe, self._plan, self._samples, self._state, self._ladder = recipe, plan, samples, state, ladder
+        self._recipe, self._plan, self._state, self._ladder = recipe, plan, state, ladder
+        self._held_out = HeldOut(recipe, samples, place)
         self._place, self._journal, self._stop_asked, self._pulse = place, journal, stop_asked, pulse
 
     @property
@@ -95,7 +104,7 @@ class Evaluations:
             return True
         self._pulse.phase(Phase.EVALUATE)
         state = self._state
-        result = evaluate(self._recipe, self._samples, state, self._place, self._stop_asked, self._ladder)
+        result = evaluate(self._recipe, self._held_out, state, self._place, self._stop_asked, self._ladder)
         train_mode(state.net)
         if result is None:
             return False

@@ -29,12 +29,16 @@ _AHEAD = 256  # pictures told of before they are needed: some seconds of work, a
 
 
 class MicroBatch(NamedTuple):
-    """`images` is uint8 (N, crop, crop, 3), `labels` int64 (N,); `ids` are (epoch, sample); N may be 0."""
+    """`images` is uint8 (N, crop, crop, 3), `labels` int64 (N,); `ids` are (epoch, sample); N may be 0.
+
+    `flips`, bool (N,), are the pictures that the device is to mirror; None: it has nothing to mirror.
+    """
 
     images: torch.Tensor
     labels: npt.NDArray[np.int64]
     ids: list[tuple[int, int]]
     bad: list[BadImage]
+    flips: npt.NDArray[np.bool_] | None = None
 
 
 def pieces(batch: MicroBatch, micro: int, count: int) -> Iterator[MicroBatch]:
@@ -44,7 +48,8 @@ def pieces(batch: MicroBatch, micro: int, count: int) -> Iterator[MicroBatch]:
     """
     for start in range(0, micro * count, micro) if count > 1 else ():
         cut = slice(start, start + micro)
-        yield MicroBatch(batch.images[cut], batch.labels[cut], batch.ids[cut], [])
+        flips = None if batch.flips is None else batch.flips[cut]
+        yield MicroBatch(batch.images[cut], batch.labels[cut], batch.ids[cut], [], flips)
     if count == 1:
         yield batch
 
@@ -66,9 +71,15 @@ class Pictures(Dataset[MicroBatch]):
         source: Source,
         seed: int | None,
         slots: Slots | None = None,
+        *,
+        mirror: bool = True,
     ) -> None:
-        """Augment by `seed`, or take the centre crop if it is None; `slots` are those that requests name."""
+        """Augment by `seed`, or take the centre crop if it is None.
+
+        `slots` are those that requests name. Without `mirror`, mirroring is left to the device.
+        """
         self.data, self.samples, self.source, self.seed, self.slots = data, samples, source, seed, slots
+        self.mirror = mirror
 
     def __getitems__(self, request: Request) -> MicroBatch | Parcel:
         """Prepare a micro-batch, in a loader process if there are any."""
@@ -87,16 +98,20 @@ class Pictures(Dataset[MicroBatch]):
         self.source.expect([number for _, number in ids])
         good: list[tuple[int, int]] = []
         bad: list[BadImage] = []
+        flips: list[bool] = []
         for id_ in ids:
             try:
                 pixels = self.source.read(id_[1])
             except Corrupt as error:
                 bad.append(BadImage(self.samples[id_[1]].name, str(error)))
                 continue
-            images.cut_into(out_NHWC[len(good)], pixels, self._cut(id_, pixels.shape[1], pixels.shape[0]))
+            cut = self._cut(id_, pixels.shape[1], pixels.shape[0])
+            images.cut_into(out_NHWC[len(good)], pixels, cut if self.mirror else cut._replace(flip=False))
             good.append(id_)
+            flips.append(cut.flip)
         labels = np.array([self.samples[number].label for _, number in good], dtype=np.int64)
-        return MicroBatch(out_NHWC[: len(good)], labels, good, bad)
+        late = None if self.mirror else np.array(flips, dtype=np.bool_)
+        return MicroBatch(out_NHWC[: len(good)], labels, good, bad, late)
 
     def _cut(self, id_: tuple[int, int], width: int, height: int) -> images.Cut:
         if self.seed is None:
@@ -142,9 +157,12 @@ class _Requests:
 
 
 def training_batches(
-    recipe: Recipe, plan: Plan, samples: tuple[Sample, ...], *, start: int, rank: int, size: int, pin: bool
+    recipe: Recipe, plan: Plan, samples: tuple[Sample, ...], *, start: int, rank: int, size: int, gpu: bool
 ) -> Iterator[MicroBatch]:
-    """Yield this rank's micro-batches of every step from `start` to the end of the run; seeking costs nothing."""
+    """Yield this rank's micro-batches of every step from `start` to the end of the run; seeking costs nothing.
+
+    For a GPU, they are in pinned memory, and mirroring is left to it.
+    """
     order = Order(plan.samples, recipe.seed)
 
     def requests() -> Iterator[list[tuple[int, int]]]:
@@ -155,20 +173,23 @@ def training_batches(
     most = -(
         -plan.micro_batches // size
     )  # of a step: if there is no memory for one, it is tried again in smaller pieces
-    return _batches(recipe, samples, "train", requests, micro=plan.micro, held=most, pin=pin)
+    return iter(_batches(recipe, samples, "train", requests, micro=plan.micro, held=most, gpu=gpu))
 
 
 def evaluation_batches(
-    recipe: Recipe, samples: tuple[Sample, ...], numbers: Iterable[int], *, pin: bool
-) -> Iterator[MicroBatch]:
-    """Yield the evaluation micro-batches `numbers`, each `evaluate.micro` samples in index order."""
+    recipe: Recipe, samples: tuple[Sample, ...], numbers: Iterable[int], *, gpu: bool
+) -> Iterable[MicroBatch]:
+    """Return the evaluation micro-batches `numbers`, each `evaluate.micro` samples in index order.
+
+    They can be had again and again, from the same loader processes, which begin with the first time.
+    """
     micro, chosen = recipe.evaluate.micro, list(numbers)
 
     def requests() -> Iterator[list[tuple[int, int]]]:
         for number in chosen:
             yield [(0, i) for i in range(number * micro, min((number + 1) * micro, len(samples)))]
 
-    return _batches(recipe, samples, "val", requests, micro=micro, held=2, pin=pin)
+    return _batches(recipe, samples, "val", requests, micro=micro, held=2, gpu=gpu)
 
 
 def _batches(
@@ -179,15 +200,18 @@ def _batches(
     *,
     micro: int,
     held: int,
-    pin: bool,
-) -> Iterator[MicroBatch]:
-    """Yield micro-batches of at most `micro` samples, of which the caller has at most `held` at a time."""
+    gpu: bool,
+) -> Iterable[MicroBatch]:
+    """Return micro-batches of at most `micro` samples, of which the caller has at most `held` at a time."""
     data, loader = _images(recipe), recipe.loader
     room = loader.workers * loader.prefetch + held + 1
     slots = Slots(room, (micro, data.crop, data.crop, 3)) if loader.workers else None
     seed = recipe.seed if split == "train" else None
-    pictures = Pictures(data, samples, source(recipe, samples, split), seed, slots)
-    return iter(_loader(recipe, pictures, _Requests(_announced(recipe, samples, requests, micro), slots), pin=pin))
+    pictures = Pictures(data, samples, source(recipe, samples, split), seed, slots, mirror=not gpu)
+    again = split == "val"  # training asks once
+    return _loader(
+        recipe, pictures, _Requests(_announced(recipe, samples, requests, micro), slots), pin=gpu, again=again
+    )
 
 
 def _announced(
@@ -232,7 +256,7 @@ def _images(recipe: Recipe) -> Images:
     return recipe.data
 
 
-def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: bool) -> DataLoader[Any]:
+def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: bool, again: bool) -> DataLoader[Any]:
     workers = recipe.loader.workers
     return DataLoader(
         pictures,
@@ -241,6 +265,7 @@ def _loader(recipe: Recipe, pictures: Pictures, requests: _Requests, *, pin: boo
         prefetch_factor=recipe.loader.prefetch if workers else None,
         collate_fn=_as_it_is,
         worker_init_fn=_settle_worker if workers else None,
+        persistent_workers=again and workers > 0,
         pin_memory=pin,
         multiprocessing_context="fork" if workers else None,
     )

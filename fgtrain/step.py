@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fgtrain import mixup
@@ -224,7 +226,7 @@ class Stepper:
     def _loss(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:
         """Run forward and return the sum of the samples' losses."""
         blend = mixup.drawn(self._recipe, self._state.step, micro_batch)
-        logits_NC = self._logits(batch.images, blend).float()
+        logits_NC = self._logits(batch.images, blend, batch.flips).float()
         labels_N = torch.from_numpy(batch.labels).to(self._place.device, non_blocking=True)
         return mixup.loss(logits_NC, labels_N, blend, self._recipe.label_smoothing)
 
@@ -236,9 +238,11 @@ class Stepper:
         images = torch.zeros(2, *batch.images.shape[1:], dtype=torch.uint8)
         return self._logits(images).float().sum() * 0
 
-    def _logits(self, images: torch.Tensor, blend: mixup.Blend | None = None) -> torch.Tensor:
+    def _logits(
+        self, images: torch.Tensor, blend: mixup.Blend | None = None, flips: npt.NDArray[np.bool_] | None = None
+    ) -> torch.Tensor:
         """Run the network on pictures, uint8 (N, H, W, 3); returns (N, classes)."""
-        x_NCHW = mixup.blended(to_input(images, self._recipe, self._place.device), blend)
+        x_NCHW = mixup.blended(to_input(images, self._recipe, self._place.device, flips), blend)
         with autocast(self._recipe, self._place.device):
             logits_NC: torch.Tensor = self._net(x_NCHW)
         return logits_NC

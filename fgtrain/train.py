@@ -109,7 +109,7 @@ def train(
     profiler = make_profiler(run.profile, runs, place, folder, attempt.attempt, note)
     stepper = Stepper(recipe, plan, place, state, pulse, ladder, profiler)
     batches = loader.training_batches(
-        recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, pin=place.device.type == "cuda"
+        recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, gpu=place.device.type == "cuda"
     )
     evaluations = Evaluations(recipe, plan, index.val, state, place, journal, stop_asked, pulse, ladder)
     batches = phases.first("batch", batches)

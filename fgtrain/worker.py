@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import faulthandler
 import json
+import multiprocessing
 import signal
 import sys
 import traceback
@@ -103,6 +104,14 @@ def main(begun: float) -> int:
         traceback.print_exc()
         _report(runs, args.folder, progress, error)
         return EXIT_USER if isinstance(error, UserError) else 1
+    finally:
+        end_children()
+
+
+def end_children() -> None:
+    """End the loader processes that are left: they ignore what Python asks of them at its end, and it waits for them."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _leave_node(runs: RunStore, folder: Path) -> None:

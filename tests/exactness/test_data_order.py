@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -16,8 +17,9 @@ from fgtrain.cache.ready import make_ready
 from fgtrain.data.imagefolder import ImageFolder
 from fgtrain.models.timm import Timm
 from fgtrain.plan import Plan, make_plan, share
-from fgtrain.recipe import SGD, Batch, Loader, Recipe, replace
+from fgtrain.recipe import SGD, Batch, Evaluate, Loader, Recipe, replace
 from fgtrain.source import Fresh
+from fgtrain.tensors import to_input
 
 Seen = list[tuple[int, int, list[tuple[int, int]], str]]
 """(step, micro-batch, its (epoch, sample)s, digest of its pixels and labels)."""
@@ -49,7 +51,7 @@ def seen(
     samples = recipe.data.index().train
     everything: Seen = []
     for rank in range(size):
-        batches = loader.training_batches(recipe, plan, samples, start=start, rank=rank, size=size, pin=False)
+        batches = loader.training_batches(recipe, plan, samples, start=start, rank=rank, size=size, gpu=False)
         for step in range(start, plan.steps):
             for micro in share(plan.micro_batches, rank, size):
                 batch = next(batches)
@@ -115,6 +117,42 @@ def test_epochs_differ_in_order_and_in_pixels(recipe: Recipe) -> None:
     assert not np.array_equal(batch.images[0], batch.images[1])
 
 
+def test_mirroring_on_the_device_gives_the_pixels_that_loaders_give(recipe: Recipe) -> None:
+    data = recipe.data
+    assert isinstance(data, ImageFolder)
+    samples = data.index().train
+    ids = [(epoch, sample) for epoch in range(3) for sample in range(5)]
+    inputs = []
+    for mirror in (True, False):
+        pictures = loader.Pictures(data, samples, Fresh(data, samples, "train"), seed=0, mirror=mirror)
+        batch = pictures.prepare(ids, torch.empty(len(ids), data.crop, data.crop, 3, dtype=torch.uint8))
+        parts = list(loader.pieces(batch, 4, 4))
+        inputs.append(torch.cat([to_input(p.images, recipe, torch.device("cpu"), p.flips) for p in parts]))
+        assert (batch.flips is None) == mirror
+    assert torch.equal(*inputs)
+    assert batch.flips is not None
+    assert 0 < batch.flips.sum() < len(ids)
+
+
+def test_evaluations_have_the_same_pictures_time_and_again_from_the_same_processes(recipe: Recipe) -> None:
+    data = recipe.data
+    assert isinstance(data, ImageFolder)
+    held_out = loader.evaluation_batches(
+        replace(recipe, loader=Loader(workers=2), evaluate=Evaluate(micro=2)), data.index().val, range(1, 3), gpu=False
+    )
+    others = set(psutil.Process().children())
+    seen, processes = [], []
+    for _ in range(3):
+        seen.append([(batch.ids, batch.images.tolist()) for batch in held_out])
+        processes.append(set(psutil.Process().children()) - others)
+    assert seen[0] == seen[1] == seen[2]
+    assert [ids for ids, _ in seen[0]] == [[(0, 2), (0, 3)], [(0, 4), (0, 5)]]
+    assert processes[0] == processes[1] == processes[2]
+    assert len(processes[0]) == 2
+    del held_out
+    assert psutil.wait_procs(processes[0], timeout=60)[1] == []
+
+
 def test_bad_pictures_found_late_are_left_out_and_listed(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:
     data = recipe.data
     assert isinstance(data, ImageFolder)
@@ -122,7 +160,7 @@ def test_bad_pictures_found_late_are_left_out_and_listed(recipe: Recipe, plan: P
     bad = replace(data, root=str(tmp_path))  # nothing is there
     batch = next(
         loader.training_batches(
-            replace(recipe, data=bad, loader=Loader(workers=0)), plan, good, start=0, rank=0, size=1, pin=False
+            replace(recipe, data=bad, loader=Loader(workers=0)), plan, good, start=0, rank=0, size=1, gpu=False
         )
     )
     assert batch.ids == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -21,7 +23,7 @@ def test_loader_ignores_what_asks_its_rank_to_leave(sig: signal.Signals) -> None
     small = recipe(loader=Loader(workers=1, prefetch=1))
     index = small.data.index()
     plan = make_plan(small, len(index.train))
-    batches = training_batches(small, plan, index.train, start=0, rank=0, size=1, pin=False)
+    batches = training_batches(small, plan, index.train, start=0, rank=0, size=1, gpu=False)
     first = next(batches)
     [loader] = [p for p in psutil.Process().children() if p.cmdline() == psutil.Process().cmdline()]
     os.kill(loader.pid, sig)
@@ -29,3 +31,22 @@ def test_loader_ignores_what_asks_its_rank_to_leave(sig: signal.Signals) -> None
     assert len({tuple(b.ids) for b in [first, *more]}) == 5
     assert loader.is_running()
     assert loader.status() != psutil.STATUS_ZOMBIE
+
+
+PROGRAM = """
+from fgtrain import worker
+from fgtrain.loader import evaluation_batches
+from fgtrain.recipe import Loader
+from tests.fgtrain.recipes import recipe
+
+small = recipe(loader=Loader(workers=1, prefetch=1))
+held_out = evaluation_batches(small, small.data.index().val, range(2), gpu=False)
+batches = iter(held_out)
+next(batches)
+worker.end_children()
+"""
+
+
+def test_rank_that_ends_in_the_middle_of_something_does_not_wait_for_its_loaders() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

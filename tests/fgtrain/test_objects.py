@@ -133,7 +133,7 @@ def pixels_of(data: ImageFolder) -> list[bytes]:
     )
     samples = data.index().train
     plan = make_plan(recipe, len(samples))
-    batches = training_batches(recipe, plan, samples, start=0, rank=0, size=1, pin=False)
+    batches = training_batches(recipe, plan, samples, start=0, rank=0, size=1, gpu=False)
     return [batch.images.numpy().tobytes() for batch in batches]
 
 

@@ -76,7 +76,7 @@ def test_a_parcel_arrives_as_the_micro_batch_it_holds(in_slot: bool) -> None:
 
 
 def batches(small: Recipe, plan: Plan) -> Iterator[MicroBatch]:
-    return training_batches(small, plan, small.data.index().train, start=0, rank=0, size=1, pin=False)
+    return training_batches(small, plan, small.data.index().train, start=0, rank=0, size=1, gpu=False)
 
 
 @pytest.fixture
