@@ -109,7 +109,7 @@ def main(begun: float) -> int:
 
 
 def end_children() -> None:
-    """End the loader processes that are left: they ignore what Python asks of them at its end, and it waits for them."""
+    """End loader processes that are left: they ignore what Python asks of them at its end, and it waits for them."""
     for process in multiprocessing.active_children():
         process.kill()
 
