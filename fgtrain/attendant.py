@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import queue
 import signal
@@ -21,8 +20,9 @@ from pathlib import Path
 from fgtrain import notices
 from fgtrain.departure import ENDED
 from fgtrain.errors import FglaunchError
+from fgtrain.herald import Herald
 from fgtrain.logshipping import Shipper
-from fgtrain.notice import Flag, Notice, NoticeRecord, leave_at, spell
+from fgtrain.notice import Notice
 from fgtrain.notices import Source
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
@@ -34,57 +34,6 @@ _TICK_S = 0.5
 _NICENESS = 10  # training goes first
 _RETRY_S = (1.0, 60.0)  # after a metadata service failed: from, to
 _BROKEN = (OSError, ValueError, KeyError, http.client.HTTPException)
-
-
-class Herald:
-    """Passes on what a node is told: to its ranks by the flag, to the user as an event, to the store as a record."""
-
-    def __init__(self, runs: RunStore, folder: Path, node: str, clock: Callable[[], float] = time.time) -> None:
-        self._runs, self._folder, self._node, self._clock = runs, folder, node, clock
-        self._flag = Flag(folder)
-        self._known: set[tuple[str, str]] = set()
-        self._later: list[Notice] = []
-        self._unwritten: list[NoticeRecord] = []
-
-    def hear(self, notice: Notice) -> None:
-        """Take in what some source says; what was said before is no news."""
-        if (notice.source, notice.id) in self._known:
-            return
-        self._known.add((notice.source, notice.id))
-        now, due = self._clock(), leave_at(notice)
-        self._flag.raise_(notice, leave=due is not None and due <= now, now=now)
-        if due is not None and due > now:
-            self._later.append(notice)
-        self._event(spell(self._node, notice, now))
-        self._unwritten.append(NoticeRecord(node=self._node, notice=notice))
-
-    def tick(self) -> None:
-        """Do what has become due: ask the ranks to leave, write records that the store would not take before."""
-        now = self._clock()
-        if raised := self._flag.read():
-            self.hear(raised.notice)  # a signal: the agent raised the flag itself
-        for notice in [n for n in self._later if (leave_at(n) or 0.0) <= now]:
-            self._later.remove(notice)
-            self._flag.raise_(notice, leave=True, now=now)
-            self._event(f"{self._node}: it leaves now ({notice.what})")
-        while self._unwritten:
-            try:
-                self._runs.write(self._unwritten[0].name, self._unwritten[0])
-            except FglaunchError as error:
-                print(f"notice not recorded: {error}", flush=True)
-                return
-            self._unwritten.pop(0)
-
-    @property
-    def leaving(self) -> Notice | None:
-        """The notice because of which the node leaves, if it does."""
-        raised = self._flag.read()
-        return raised.notice if raised and raised.leave else None
-
-    def _event(self, text: str) -> None:
-        line = json.dumps({"event": "note", "time": self._clock(), "text": text}, ensure_ascii=False) + "\n"
-        with (self._folder / "events.jsonl").open("ab", buffering=0) as events:  # one write: others write here too
-            events.write(line.encode())
 
 
 def listen(watch: Callable[[], list[Notice]], hear: Callable[[Notice], None], pause: Callable[[float], None]) -> None:

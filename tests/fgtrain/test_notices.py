@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgtrain import notices
-from fgtrain.attendant import Herald, listen
+from fgtrain.attendant import listen
 from fgtrain.errors import UserError
-from fgtrain.notice import LEAD_S, Flag, Notice, NoticeRecord, Watch, leave_at, spell
+from fgtrain.notice import LEAD_S, Flag, Notice, Watch, leave_at, spell
 from fgtrain.notices import Machine, Source
 from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.aws import Aws
 from fgtrain.notices.azure import Azure, scheduled
 from fgtrain.notices.gcp import Gcp, maintenance, preemption
-from fgtrain.runstore import RunStore
-from fgtrain.stores import open_store
-from tests.testbed.faulty_store import Fault, FaultyStore, first_of
 from tests.testbed.metadata import Service, metadata_service
 
 ACTION = {"action": "terminate", "time": "2026-11-21T22:04:00Z"}
@@ -333,63 +329,6 @@ def test_looking_costs_one_look_at_the_clock_between_two_at_the_file(tmp_path: P
 def test_torn_flag_is_none(tmp_path: Path) -> None:
     (tmp_path / "notice.json").write_text('{"leave": tr')
     assert Flag(tmp_path).read() is None
-
-
-# -- what becomes of a notice -----------------------------------------------------------------------------------------
-
-
-def herald(tmp_path: Path, clock: Callable[[], float], store: Any = None) -> tuple[Herald, RunStore]:
-    runs = RunStore(store or open_store(str(tmp_path / "store")), "r")
-    (tmp_path / "node0").mkdir()
-    return Herald(runs, tmp_path / "node0", "node0", clock), runs
-
-
-def texts(tmp_path: Path) -> list[str]:
-    lines = (tmp_path / "node0" / "events.jsonl").read_text().splitlines()
-    return [json.loads(line)["text"] for line in lines]
-
-
-def test_notice_becomes_flag_event_and_record_once(tmp_path: Path) -> None:
-    spokesman, runs = herald(tmp_path, lambda: 1000.0)
-    for _ in range(3):
-        spokesman.hear(notice(deadline=1120.0))
-        spokesman.tick()
-    assert runs.read_all("notices", NoticeRecord) == [NoticeRecord(node="node0", notice=notice(deadline=1120.0))]
-    assert texts(tmp_path) == ["node0: notice from aws: gone, in 120 s; a snapshot, then it leaves"]
-    assert spokesman.leaving
-
-
-def test_notice_long_before_the_end_is_obeyed_shortly_before_it(tmp_path: Path) -> None:
-    now = 1000.0
-    spokesman, _ = herald(tmp_path, lambda: now)
-    spokesman.hear(notice(deadline=4600.0))
-    spokesman.tick()
-    assert not spokesman.leaving
-    now = 4600.0 - LEAD_S
-    spokesman.tick()
-    assert spokesman.leaving
-    assert texts(tmp_path)[-1] == "node0: it leaves now (gone)"
-
-
-def test_recommendation_then_interruption_is_a_snapshot_then_a_departure(tmp_path: Path) -> None:
-    spokesman, runs = herald(tmp_path, lambda: 1000.0)
-    spokesman.hear(notice(id="rebalance", loss=False))
-    assert not spokesman.leaving
-    spokesman.hear(notice(id="stop"))
-    spokesman.tick()
-    assert spokesman.leaving
-    assert len(runs.read_all("notices", NoticeRecord)) == 2
-
-
-def test_record_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
-    store = FaultyStore(open_store(str(tmp_path / "store")), first_of("put", Fault.REFUSED))
-    spokesman, runs = herald(tmp_path, lambda: 1000.0, store)
-    spokesman.hear(notice())
-    spokesman.tick()
-    assert spokesman.leaving  # the ranks need no store to be told
-    assert runs.read_all("notices", NoticeRecord) == []
-    spokesman.tick()
-    assert len(runs.read_all("notices", NoticeRecord)) == 1
 
 
 def test_spelling_says_what_will_be_done() -> None:

@@ -1,0 +1,67 @@
+"""What becomes of a notice: ranks, user and store learn of it, and in time the node leaves. Light."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fgtrain.errors import FglaunchError
+from fgtrain.notice import Flag, Notice, NoticeRecord, leave_at, sooner, spell
+from fgtrain.runstore import RunStore
+
+
+class Herald:
+    """Passes on what a node is told: to its ranks by the flag, to the user as an event, to the store as a record."""
+
+    def __init__(self, runs: RunStore, folder: Path, node: str, clock: Callable[[], float] = time.time) -> None:
+        self._runs, self._folder, self._node, self._clock = runs, folder, node, clock
+        self._flag = Flag(folder)
+        self._known: dict[tuple[str, str], Notice] = {}
+        self._unwritten: list[NoticeRecord] = []
+
+    def hear(self, notice: Notice) -> None:
+        """Take in what some source says; what was said before is no news, unless the end is nearer now."""
+        before = self._known.get((notice.source, notice.id))
+        if before is None or sooner(notice, before):
+            self._pass_on(notice)
+
+    def tick(self) -> None:
+        """Do what has become due: ask the ranks to leave, write records that the store would not take before."""
+        now, raised = self._clock(), self._flag.read()
+        if raised and raised.leave:
+            self.hear(raised.notice)  # a signal: the agent raised the flag itself
+        elif due := [n for n in self._known.values() if _is_due(n, now)]:
+            self._flag.raise_(due[0], leave=True, now=now)
+            self._event(f"{self._node}: it leaves now ({due[0].what})")
+        while self._unwritten:
+            try:
+                self._runs.write(self._unwritten[0].name, self._unwritten[0])
+            except FglaunchError as error:
+                print(f"notice not recorded: {error}", flush=True)
+                return
+            self._unwritten.pop(0)
+
+    @property
+    def leaving(self) -> Notice | None:
+        """The notice because of which the node leaves, if it does."""
+        raised = self._flag.read()
+        return raised.notice if raised and raised.leave else None
+
+    def _pass_on(self, notice: Notice) -> None:
+        now = self._clock()
+        self._flag.raise_(notice, leave=_is_due(notice, now), now=now)
+        self._known[notice.source, notice.id] = notice
+        self._event(spell(self._node, notice, now))
+        self._unwritten.append(NoticeRecord(node=self._node, notice=notice))
+
+    def _event(self, text: str) -> None:
+        line = json.dumps({"event": "note", "time": self._clock(), "text": text}, ensure_ascii=False) + "\n"
+        with (self._folder / "events.jsonl").open("ab", buffering=0) as events:  # one write: others write here too
+            events.write(line.encode())
+
+
+def _is_due(notice: Notice, now: float) -> bool:
+    due = leave_at(notice)
+    return due is not None and due <= now

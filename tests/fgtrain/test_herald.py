@@ -1,0 +1,122 @@
+"""What becomes of a notice: the flag, the event, the record, and when the node leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+from fgtrain.herald import Herald
+from fgtrain.notice import LEAD_S, Notice, NoticeRecord
+from fgtrain.notices._metadata import Metadata
+from fgtrain.notices.azure import Azure
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+from tests.testbed.faulty_store import Fault, FaultyStore, first_of
+from tests.testbed.metadata import metadata_service
+
+
+def notice(**changes: Any) -> Notice:
+    return Notice(**({"source": "aws", "what": "gone", "id": "1", "loss": True, "time": 1000.0} | changes))
+
+
+def hear(spokesman: Herald, said: Sequence[Notice]) -> None:
+    for told in said:
+        spokesman.hear(told)
+    spokesman.tick()
+
+
+def herald(tmp_path: Path, clock: Callable[[], float], store: Any = None) -> tuple[Herald, RunStore]:
+    runs = RunStore(store or open_store(str(tmp_path / "store")), "r")
+    (tmp_path / "node0").mkdir()
+    return Herald(runs, tmp_path / "node0", "node0", clock), runs
+
+
+def texts(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "node0" / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def test_notice_becomes_flag_event_and_record_once(tmp_path: Path) -> None:
+    spokesman, runs = herald(tmp_path, lambda: 1000.0)
+    for _ in range(3):
+        spokesman.hear(notice(deadline=1120.0))
+        spokesman.tick()
+    assert runs.read_all("notices", NoticeRecord) == [NoticeRecord(node="node0", notice=notice(deadline=1120.0))]
+    assert texts(tmp_path) == ["node0: notice from aws: gone, in 120 s; a snapshot, then it leaves"]
+    assert spokesman.leaving
+
+
+def test_notice_long_before_the_end_is_obeyed_shortly_before_it(tmp_path: Path) -> None:
+    now = 1000.0
+    spokesman, _ = herald(tmp_path, lambda: now)
+    spokesman.hear(notice(deadline=4600.0))
+    spokesman.tick()
+    assert not spokesman.leaving
+    now = 4600.0 - LEAD_S
+    spokesman.tick()
+    assert spokesman.leaving
+    assert texts(tmp_path)[-1] == "node0: it leaves now (gone)"
+
+
+def test_azure_event_that_starts_early_is_obeyed_at_once(tmp_path: Path) -> None:
+    """Somebody approved it, or another VM of the group did: the same event, but it begins now."""
+    with metadata_service() as service:
+        azure = Azure(Metadata(service.url, pause=lambda s: None))
+        event = {"EventId": "e", "EventType": "Reboot", "Resources": ["vm-1"]}
+        spokesman, runs = herald(tmp_path, time.time)
+        service.events = [event | {"EventStatus": "Scheduled", "NotBefore": formatdate(time.time() + 900, usegmt=True)}]
+        hear(spokesman, azure.watch())
+        assert not spokesman.leaving
+        service.events = [event | {"EventStatus": "Started", "NotBefore": ""}]
+        for _ in range(3):
+            hear(spokesman, azure.watch())
+        assert spokesman.leaving
+        assert len(texts(tmp_path)) == 2  # it is told again, once
+        azure.left(spokesman.leaving)
+        assert service.approved == ["e"]
+    deadlines = [r.notice.deadline or 0.0 for r in runs.read_all("notices", NoticeRecord)]
+    assert len(deadlines) == 2  # who looks for a replacement learns that it is needed earlier
+
+
+def test_azure_event_that_starts_while_the_attendant_is_down_is_obeyed_at_once(tmp_path: Path) -> None:
+    spokesman, runs = herald(tmp_path, lambda: 1000.0)
+    hear(spokesman, [notice(source="azure", deadline=1900.0)])
+    after = Herald(runs, tmp_path / "node0", "node0", lambda: 1100.0)
+    after.tick()
+    assert not after.leaving
+    hear(after, [notice(source="azure", time=1100.0, deadline=1100.0)])
+    assert after.leaving
+
+
+def test_deadline_that_seems_to_move_away_does_not(tmp_path: Path) -> None:
+    now = 1000.0
+    spokesman, _ = herald(tmp_path, lambda: now)
+    hear(spokesman, [notice(deadline=4600.0)])
+    now = 4600.0 - LEAD_S
+    hear(spokesman, [notice(time=now, deadline=now + 3600.0)])
+    assert spokesman.leaving
+
+
+def test_recommendation_then_interruption_is_a_snapshot_then_a_departure(tmp_path: Path) -> None:
+    spokesman, runs = herald(tmp_path, lambda: 1000.0)
+    spokesman.hear(notice(id="rebalance", loss=False))
+    assert not spokesman.leaving
+    spokesman.hear(notice(id="stop"))
+    spokesman.tick()
+    assert spokesman.leaving
+    assert len(runs.read_all("notices", NoticeRecord)) == 2
+
+
+def test_record_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
+    store = FaultyStore(open_store(str(tmp_path / "store")), first_of("put", Fault.REFUSED))
+    spokesman, runs = herald(tmp_path, lambda: 1000.0, store)
+    spokesman.hear(notice())
+    spokesman.tick()
+    assert spokesman.leaving  # the ranks need no store to be told
+    assert runs.read_all("notices", NoticeRecord) == []
+    spokesman.tick()
+    assert len(runs.read_all("notices", NoticeRecord)) == 1
