@@ -30,19 +30,23 @@ from fgtrain.stores import open_store
 LINGER_S = 10.0
 """How long it may go on after the agent's end."""
 
+Told = queue.SimpleQueue[tuple[str, list[Notice]] | bool]
+"""What comes to the attendant: all that a watch, by its name, is told now; or that the agent is gone, see `_attend`."""
+
 _TICK_S = 0.5
 _NICENESS = 10  # training goes first
 _RETRY_S = (1.0, 60.0)  # after a metadata service failed: from, to
 _BROKEN = (OSError, ValueError, KeyError, http.client.HTTPException)
 
 
-def listen(watch: Callable[[], list[Notice]], hear: Callable[[Notice], None], pause: Callable[[float], None]) -> None:
-    """Pass on what one watch says, for ever; a service that fails is asked again ever more rarely."""
+def listen(
+    watch: Callable[[], list[Notice]], hear: Callable[[list[Notice]], None], pause: Callable[[float], None]
+) -> None:
+    """Pass on all that one watch says each time, for ever; a service that fails is asked again ever more rarely."""
     retry_s, said = _RETRY_S[0], ""
     while True:
         try:
-            for notice in watch():
-                hear(notice)
+            hear(watch())
             retry_s, said = _RETRY_S[0], ""
         except _BROKEN as error:
             if f"{error}" != said:
@@ -66,14 +70,22 @@ def main() -> None:
     runs = RunStore(open_store(args.store), args.run)
     shipper = Shipper(runs, args.folder, args.node, start_ms=int(time.time() * 1000))
     herald = Herald(runs, args.folder, args.node)
-    told: queue.SimpleQueue[Notice | bool] = queue.SimpleQueue()
+    told: Told = queue.SimpleQueue()
     sources = _sources(args.node)
-    for watch in (w for s in sources for w in s.watches):
-        threading.Thread(target=listen, args=(watch, told.put, time.sleep), daemon=True).start()
+    for source in sources:
+        for number, watch in enumerate(source.watches):
+            _start(watch, f"{source.name}-{number}", told)
     threading.Thread(target=_wait_for_the_end, args=(told,), daemon=True).start()
     ended = _attend(shipper, herald, told)
     _see_off(shipper, herald, sources if ended else [])
     os._exit(0)  # threads may hang in a request
+
+
+def _start(watch: Callable[[], list[Notice]], name: str, told: Told) -> None:
+    def hear(said: list[Notice]) -> None:
+        told.put((name, said))
+
+    threading.Thread(target=listen, args=(watch, hear, time.sleep), daemon=True).start()
 
 
 def _sources(node: str) -> list[Source]:
@@ -84,22 +96,22 @@ def _sources(node: str) -> list[Source]:
         return []
 
 
-def _wait_for_the_end(told: queue.SimpleQueue[Notice | bool]) -> None:
+def _wait_for_the_end(told: Told) -> None:
     """Standard input is a pipe whose other end the agent holds: it closes when the agent ends, or begins anew."""
     agent = os.getppid()
     last_word = sys.stdin.buffer.read()
     told.put(last_word == ENDED or os.getppid() != agent)
 
 
-def _attend(shipper: Shipper, herald: Herald, told: queue.SimpleQueue[Notice | bool]) -> bool:
+def _attend(shipper: Shipper, herald: Herald, told: Told) -> bool:
     """Work until the agent is gone; tells whether it ended, or only begins anew in place."""
     said = ""
     while True:
         try:
-            notice = told.get(timeout=_TICK_S)
-            if isinstance(notice, bool):
-                return notice
-            herald.hear(notice)
+            word = told.get(timeout=_TICK_S)
+            if isinstance(word, bool):
+                return word
+            herald.hear(*word)
         except queue.Empty:
             pass
         except OSError as error:  # a full disk: nothing that can be done here

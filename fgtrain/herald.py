@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fgtrain.errors import FglaunchError
 from fgtrain.notice import Flag, Notice, NoticeRecord, leave_at, sooner, spell
 from fgtrain.runstore import RunStore
+
+Key = tuple[str, str]
+"""A notice's source and id."""
 
 
 class Herald:
@@ -18,12 +21,21 @@ class Herald:
     def __init__(self, runs: RunStore, folder: Path, node: str, clock: Callable[[], float] = time.time) -> None:
         self._runs, self._folder, self._node, self._clock = runs, folder, node, clock
         self._flag = Flag(folder)
-        self._known: dict[tuple[str, str], Notice] = {}
+        self._known: dict[Key, Notice] = {}
+        self._told: dict[str, set[Key]] = {}  # what each watch said when it last could
         self._unwritten: list[NoticeRecord] = []
 
-    def hear(self, notice: Notice) -> None:
-        """Take in what some source says; what was said before is no news, unless the end is nearer now."""
-        before = self._known.get((notice.source, notice.id))
+    def hear(self, watch: str, said: Sequence[Notice]) -> None:
+        """Take in all that a watch is told now: what is new or nearer is passed on, what is told no more is off."""
+        told = {_key(notice) for notice in said}
+        for notice in said:
+            self._take(notice)
+        for gone in self._told.get(watch, set()) - told:
+            self._call_off(gone)
+        self._told[watch] = told
+
+    def _take(self, notice: Notice) -> None:
+        before = self._known.get(_key(notice))
         if before is None or sooner(notice, before):
             self._pass_on(notice)
 
@@ -31,7 +43,7 @@ class Herald:
         """Do what has become due: ask the ranks to leave, write records that the store would not take before."""
         now, raised = self._clock(), self._flag.read()
         if raised and raised.leave:
-            self.hear(raised.notice)  # a signal: the agent raised the flag itself
+            self._take(raised.notice)  # a signal: the agent raised the flag itself
         elif due := [n for n in self._known.values() if _is_due(n, now)]:
             self._flag.raise_(due[0], leave=True, now=now)
             self._event(f"{self._node}: it leaves now ({due[0].what})")
@@ -52,14 +64,25 @@ class Herald:
     def _pass_on(self, notice: Notice) -> None:
         now = self._clock()
         self._flag.raise_(notice, leave=_is_due(notice, now), now=now)
-        self._known[notice.source, notice.id] = notice
+        self._known[_key(notice)] = notice
         self._event(spell(self._node, notice, now))
         self._unwritten.append(NoticeRecord(node=self._node, notice=notice))
+
+    def _call_off(self, key: Key) -> None:
+        if self._flag.leaves:
+            return
+        notice = self._known.pop(key)
+        if notice.loss:
+            self._event(f"{self._node}: {notice.source} has called it off: {notice.what}; it stays")
 
     def _event(self, text: str) -> None:
         line = json.dumps({"event": "note", "time": self._clock(), "text": text}, ensure_ascii=False) + "\n"
         with (self._folder / "events.jsonl").open("ab", buffering=0) as events:  # one write: others write here too
             events.write(line.encode())
+
+
+def _key(notice: Notice) -> Key:
+    return notice.source, notice.id
 
 
 def _is_due(notice: Notice, now: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from fgtrain.herald import Herald
 from fgtrain.notice import LEAD_S, Notice, NoticeRecord
 from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.azure import Azure
+from fgtrain.notices.gcp import Gcp
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from tests.testbed.faulty_store import Fault, FaultyStore, first_of
@@ -23,9 +24,15 @@ def notice(**changes: Any) -> Notice:
     return Notice(**({"source": "aws", "what": "gone", "id": "1", "loss": True, "time": 1000.0} | changes))
 
 
-def hear(spokesman: Herald, said: Sequence[Notice]) -> None:
-    for told in said:
-        spokesman.hear(told)
+def azure_event(begins: float | None) -> dict[str, Any]:
+    """`begins` None: it has begun."""
+    when = "" if begins is None else formatdate(begins, usegmt=True)
+    status = "Started" if begins is None else "Scheduled"
+    return {"EventId": "e", "EventType": "Reboot", "Resources": ["vm-1"], "EventStatus": status, "NotBefore": when}
+
+
+def hear(spokesman: Herald, *said: Notice, watch: str = "aws-0") -> None:
+    spokesman.hear(watch, said)
     spokesman.tick()
 
 
@@ -43,8 +50,7 @@ def texts(tmp_path: Path) -> list[str]:
 def test_notice_becomes_flag_event_and_record_once(tmp_path: Path) -> None:
     spokesman, runs = herald(tmp_path, lambda: 1000.0)
     for _ in range(3):
-        spokesman.hear(notice(deadline=1120.0))
-        spokesman.tick()
+        hear(spokesman, notice(deadline=1120.0))
     assert runs.read_all("notices", NoticeRecord) == [NoticeRecord(node="node0", notice=notice(deadline=1120.0))]
     assert texts(tmp_path) == ["node0: notice from aws: gone, in 120 s; a snapshot, then it leaves"]
     assert spokesman.leaving
@@ -53,8 +59,7 @@ def test_notice_becomes_flag_event_and_record_once(tmp_path: Path) -> None:
 def test_notice_long_before_the_end_is_obeyed_shortly_before_it(tmp_path: Path) -> None:
     now = 1000.0
     spokesman, _ = herald(tmp_path, lambda: now)
-    spokesman.hear(notice(deadline=4600.0))
-    spokesman.tick()
+    hear(spokesman, notice(deadline=4600.0))
     assert not spokesman.leaving
     now = 4600.0 - LEAD_S
     spokesman.tick()
@@ -66,14 +71,13 @@ def test_azure_event_that_starts_early_is_obeyed_at_once(tmp_path: Path) -> None
     """Somebody approved it, or another VM of the group did: the same event, but it begins now."""
     with metadata_service() as service:
         azure = Azure(Metadata(service.url, pause=lambda s: None))
-        event = {"EventId": "e", "EventType": "Reboot", "Resources": ["vm-1"]}
         spokesman, runs = herald(tmp_path, time.time)
-        service.events = [event | {"EventStatus": "Scheduled", "NotBefore": formatdate(time.time() + 900, usegmt=True)}]
-        hear(spokesman, azure.watch())
+        service.events = [azure_event(time.time() + 900)]
+        hear(spokesman, *azure.watch())
         assert not spokesman.leaving
-        service.events = [event | {"EventStatus": "Started", "NotBefore": ""}]
+        service.events = [azure_event(None)]
         for _ in range(3):
-            hear(spokesman, azure.watch())
+            hear(spokesman, *azure.watch())
         assert spokesman.leaving
         assert len(texts(tmp_path)) == 2  # it is told again, once
         azure.left(spokesman.leaving)
@@ -84,29 +88,82 @@ def test_azure_event_that_starts_early_is_obeyed_at_once(tmp_path: Path) -> None
 
 def test_azure_event_that_starts_while_the_attendant_is_down_is_obeyed_at_once(tmp_path: Path) -> None:
     spokesman, runs = herald(tmp_path, lambda: 1000.0)
-    hear(spokesman, [notice(source="azure", deadline=1900.0)])
+    hear(spokesman, notice(source="azure", deadline=1900.0))
     after = Herald(runs, tmp_path / "node0", "node0", lambda: 1100.0)
     after.tick()
     assert not after.leaving
-    hear(after, [notice(source="azure", time=1100.0, deadline=1100.0)])
+    hear(after, notice(source="azure", time=1100.0, deadline=1100.0))
     assert after.leaving
 
 
 def test_deadline_that_seems_to_move_away_does_not(tmp_path: Path) -> None:
     now = 1000.0
     spokesman, _ = herald(tmp_path, lambda: now)
-    hear(spokesman, [notice(deadline=4600.0)])
+    hear(spokesman, notice(deadline=4600.0))
     now = 4600.0 - LEAD_S
-    hear(spokesman, [notice(time=now, deadline=now + 3600.0)])
+    hear(spokesman, notice(time=now, deadline=now + 3600.0))
     assert spokesman.leaving
+
+
+def test_azure_event_that_is_called_off_takes_no_node_away(tmp_path: Path) -> None:
+    now = time.time()
+    with metadata_service() as service:
+        azure = Azure(Metadata(service.url, pause=lambda s: None))
+        spokesman, _ = herald(tmp_path, lambda: now)
+        service.events = [azure_event(now + 900)]
+        hear(spokesman, *azure.watch())
+        service.events = []
+        hear(spokesman, *azure.watch())
+        now += 900
+        spokesman.tick()
+        assert not spokesman.leaving
+        assert texts(tmp_path)[-1] == "node0: azure has called it off: VM will be rebooted (Reboot); it stays"
+        service.events = [azure_event(now + 900)]  # and on again: that is news
+        hear(spokesman, *azure.watch())
+    assert "an early snapshot now, and it leaves in" in texts(tmp_path)[-1]
+
+
+def test_google_maintenance_that_is_called_off_takes_no_node_away(tmp_path: Path) -> None:
+    now = time.time()
+    with metadata_service() as service:
+        preempted, maintenance = Gcp(Metadata(service.url)).watches
+        spokesman, _ = herald(tmp_path, lambda: now)
+        service.change("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+        hear(spokesman, *maintenance(), watch="gcp-1")
+        hear(spokesman, *preempted(), watch="gcp-0")  # says nothing: which is no word on maintenance
+        now += 3000
+        spokesman.tick()
+        assert not spokesman.leaving
+        service.change("maintenance-event", "NONE")
+        hear(spokesman, *maintenance(), watch="gcp-1")
+    now += 600
+    spokesman.tick()
+    assert not spokesman.leaving
+
+
+def test_notice_holds_while_its_source_is_silent_or_another_speaks(tmp_path: Path) -> None:
+    now = 1000.0
+    spokesman, _ = herald(tmp_path, lambda: now)
+    hear(spokesman, notice(deadline=4600.0), watch="gcp-1")
+    hear(spokesman, watch="gcp-0")
+    now = 4600.0 - LEAD_S
+    spokesman.tick()
+    assert spokesman.leaving
+
+
+def test_node_that_was_asked_to_leave_stays_asked(tmp_path: Path) -> None:
+    spokesman, _ = herald(tmp_path, lambda: 1000.0)
+    hear(spokesman, notice())
+    hear(spokesman)
+    assert spokesman.leaving
+    assert len(texts(tmp_path)) == 1
 
 
 def test_recommendation_then_interruption_is_a_snapshot_then_a_departure(tmp_path: Path) -> None:
     spokesman, runs = herald(tmp_path, lambda: 1000.0)
-    spokesman.hear(notice(id="rebalance", loss=False))
+    hear(spokesman, notice(id="rebalance", loss=False))
     assert not spokesman.leaving
-    spokesman.hear(notice(id="stop"))
-    spokesman.tick()
+    hear(spokesman, notice(id="stop"))
     assert spokesman.leaving
     assert len(runs.read_all("notices", NoticeRecord)) == 2
 
@@ -114,8 +171,7 @@ def test_recommendation_then_interruption_is_a_snapshot_then_a_departure(tmp_pat
 def test_record_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
     store = FaultyStore(open_store(str(tmp_path / "store")), first_of("put", Fault.REFUSED))
     spokesman, runs = herald(tmp_path, lambda: 1000.0, store)
-    spokesman.hear(notice())
-    spokesman.tick()
+    hear(spokesman, notice())
     assert spokesman.leaving  # the ranks need no store to be told
     assert runs.read_all("notices", NoticeRecord) == []
     spokesman.tick()

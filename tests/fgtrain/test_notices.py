@@ -257,8 +257,8 @@ def test_service_that_fails_is_asked_ever_more_rarely_and_heard_when_it_is_back(
             service.broken = None
             service.aws["spot/instance-action"] = ACTION
 
-    def hear(told: Notice) -> None:
-        raise Enough(told.id)
+    def hear(told: list[Notice]) -> None:
+        raise Enough(told[0].id)
 
     with pytest.raises(Enough, match="terminate"):
         listen(aws.watch, hear, pause)
