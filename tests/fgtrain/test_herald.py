@@ -9,8 +9,11 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-from fgtrain.herald import Herald
+import pytest
+
+from fgtrain.herald import Herald, Memory
 from fgtrain.notice import LEAD_S, Notice, NoticeRecord
+from fgtrain.notices import gcp
 from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.azure import Azure
 from fgtrain.notices.gcp import Gcp
@@ -157,6 +160,48 @@ def test_node_that_was_asked_to_leave_stays_asked(tmp_path: Path) -> None:
     hear(spokesman)
     assert spokesman.leaving
     assert len(texts(tmp_path)) == 1
+
+
+def test_attendant_that_is_started_again_does_not_put_the_end_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Google says that an hour is left, whenever it is asked first."""
+    now = 1000.0
+    monkeypatch.setattr(gcp.time, "time", lambda: now)
+    with metadata_service() as service:
+        service.change("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+        spokesman, runs = herald(tmp_path, lambda: now)
+        hear(spokesman, *Gcp(Metadata(service.url)).watches[1](), watch="gcp-1")
+        now = 4000.0
+        after = Herald(runs, tmp_path / "node0", "node0", lambda: now)
+        hear(after, *Gcp(Metadata(service.url)).watches[1](), watch="gcp-1")
+    assert texts(tmp_path)[-1].endswith("in 600 s; an early snapshot now, and it leaves in 450 s")
+    assert not after.leaving
+    now = 4600.0 - LEAD_S
+    after.tick()
+    assert after.leaving
+    assert len(runs.read_all("notices", NoticeRecord)) == 1
+
+
+def test_notice_that_was_called_off_while_no_attendant_was_there_takes_no_node_away(tmp_path: Path) -> None:
+    spokesman, runs = herald(tmp_path, lambda: 1000.0)
+    hear(spokesman, notice(deadline=4600.0))
+    after = Herald(runs, tmp_path / "node0", "node0", lambda: 4500.0)
+    after.tick()
+    assert not after.leaving  # what is remembered is not what is said now
+    hear(after)
+    after.tick()
+    assert not after.leaving
+    assert texts(tmp_path)[-1] == "node0: aws has called it off: gone; it stays"
+    assert Memory(tmp_path / "node0").read() == {"aws-0": ()}
+
+
+def test_what_another_machine_was_told_is_not_remembered(tmp_path: Path) -> None:
+    Memory(tmp_path, boot="a").write({"aws-0": (notice(),)})
+    assert Memory(tmp_path, boot="a").read() == {"aws-0": (notice(),)}
+    assert Memory(tmp_path, boot="b").read() == {}
+    (tmp_path / "told.json").write_text('{"boot": "a", "to')
+    assert Memory(tmp_path, boot="a").read() == {}
 
 
 def test_recommendation_then_interruption_is_a_snapshot_then_a_departure(tmp_path: Path) -> None:
