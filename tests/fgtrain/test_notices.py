@@ -17,7 +17,7 @@ from fgtrain import notices
 from fgtrain.attendant import listen
 from fgtrain.errors import UserError
 from fgtrain.notice import LEAD_S, Flag, Notice, Watch, leave_at, spell
-from fgtrain.notices import Machine, Source
+from fgtrain.notices import Machine, Source, kubernetes
 from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.aws import Aws
 from fgtrain.notices.azure import Azure, scheduled
@@ -167,6 +167,28 @@ def test_azure_freeze_loses_nothing_and_a_started_event_is_due_now() -> None:
     assert started and started.deadline == 5.0
 
 
+# -- Kubernetes ------------------------------------------------------------------------------------------------------
+
+
+def test_pod_is_told_once_its_hook_has_made_the_file(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    pod = kubernetes.Kubernetes(tmp_path / "ends", pauses.append)
+    assert pod.watch() == []
+    (tmp_path / "ends").touch()
+    [told], again = pod.watch(), pod.watch()
+    assert told.loss
+    assert leave_at(told) == told.time == pytest.approx(time.time(), abs=60)
+    assert again == [told]  # the same one, also to an agent that is started after it
+    assert pauses == [0.5, 0.5]
+
+
+def test_pod_is_known_by_the_variable_alone() -> None:
+    assert found({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == []
+    assert found({kubernetes.VARIABLE: "/x"}) == ["kubernetes"]
+    assert found({kubernetes.VARIABLE: "/x", notices.VARIABLE: "off"}) == []
+    assert found({notices.VARIABLE: "kubernetes"}) == ["kubernetes"]
+
+
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
@@ -182,12 +204,9 @@ def test_slurm_signal_before_the_time_limit_has_the_jobs_end_as_its_deadline() -
     assert notices.explain(sources, signal.SIGTERM, 1000.0).source == "slurm"
 
 
-def test_kubernetes_sigterm_has_the_pods_grace() -> None:
-    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    sources = notices.find(machine(pod))
-    assert notices.explain(sources, signal.SIGTERM, 1000.0).deadline == 1030.0
-    assert notices.explain(notices.find(machine(pod | {"FGLAUNCH_GRACE_S": "90"})), signal.SIGTERM, 0.0).deadline == 90
-    assert notices.explain(sources, signal.SIGUSR1, 1000.0).source == "signal"
+def test_sigterm_in_a_pod_is_no_word_of_kubernetes() -> None:
+    sources = notices.find(machine({"KUBERNETES_SERVICE_HOST": "10.0.0.1", kubernetes.VARIABLE: "/nowhere"}))
+    assert notices.explain(sources, signal.SIGTERM, 1000.0).source == "signal"
 
 
 def test_bare_signal_has_no_deadline() -> None:
