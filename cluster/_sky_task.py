@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, JobState, Offer, _ssh_settings
+from cluster import ClusterError, JobState, Offer, _sky_pods, _ssh_settings
 
 VERSION = "0.14"
 _ENVIRONMENT = "~/.fglaunch/sky"
@@ -30,6 +30,7 @@ class SkySettings:
     file_mounts: Mapping[str, Any] = field(default_factory=dict)
     setup: str = ""
     idle_minutes: int = 10
+    pod_grace_s: int = 120
     managed: bool = False
     ssh: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,6 +61,7 @@ def _check(values: Mapping[str, Any]) -> None:
         "file_mounts": (dict, "a table as SkyPilot knows it"),
         "setup": (str, "shell commands"),
         "idle_minutes": (int, "a whole number of minutes, 1 or more"),
+        "pod_grace_s": (int, "a whole number of seconds, 1 or more"),
         "managed": (bool, "true or false"),
     }
     if "resources" not in values:
@@ -114,6 +116,7 @@ def task(settings: SkySettings, cluster: str, count: int, holder: str, key: str)
         "resources": dict(settings.resources),
         **({"file_mounts": dict(settings.file_mounts)} if settings.file_mounts else {}),
         **({"setup": settings.setup} if settings.setup else {}),
+        **_sky_pods.overrides(settings.resources, settings.pod_grace_s),
         "run": _job(f"{cluster}-{key}", settings.idle_minutes, holder),
     }
 
@@ -167,7 +170,8 @@ def managed_task(
         "resources": dict(settings.resources),
         **({"file_mounts": dict(settings.file_mounts)} if settings.file_mounts else {}),
         **({"setup": settings.setup} if settings.setup else {}),
-        "envs": dict(env),
+        **_sky_pods.overrides(settings.resources, settings.pod_grace_s),
+        "envs": {**_sky_pods.environment(settings.resources), **env},
         "run": f"exec {shlex.join(argv)}\n",
     }
 

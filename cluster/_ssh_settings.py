@@ -20,6 +20,7 @@ _NOT_PASSED = (  # what is about this machine; whoever needs one of them elsewhe
         "FGLAUNCH_STORE",
         "FGLAUNCH_MEMORY",
         "FGLAUNCH_NODE_MARK",
+        "FGLAUNCH_POD_ENDS",
         "FGLAUNCH_*_PID",
     ),
     *("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_*_FILE"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from cluster import ClusterError, Command, Hardware, Node, Offer, Process, Report, Unreachable
+from cluster import ClusterError, Command, Hardware, Node, Offer, Process, Report, Unreachable, _sky_pods
 from cluster import _sky_task as words
 from cluster._sky_queue import JOB, SkyQueue
 from cluster._sky_rent import Landlord, Rent
@@ -290,7 +290,8 @@ def _cluster(node: Node) -> str:
 
 
 def _hosts(settings: words.SkySettings, rent: Rent, config: Path) -> _Hosts:
-    raw = {**settings.ssh, "hosts": list(rent.hosts), "ssh_config": str(config)}
+    env = {**_sky_pods.environment(settings.resources), **settings.ssh.get("env", {})}
+    raw = {**settings.ssh, "env": env, "hosts": list(rent.hosts), "ssh_config": str(config)}
     plain = parse_settings({**raw, "addresses": dict(zip(rent.hosts, rent.addresses, strict=True))})
     return _Hosts(**{f.name: getattr(plain, f.name) for f in fields(plain)})
 

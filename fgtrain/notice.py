@@ -72,6 +72,11 @@ def leave_at(notice: Notice) -> float | None:
     return max(notice.time, notice.deadline - LEAD_S)
 
 
+def sooner(notice: Notice, before: Notice) -> bool:
+    """Whether a notice puts the end of the node earlier than one `before` with the same id did. Pure."""
+    return notice.deadline is not None and before.deadline is not None and notice.deadline < before.deadline
+
+
 def spell(node: str, notice: Notice, now: float) -> str:
     """Return a notice as a line for the user. Pure."""
     line = f"{node}: notice from {notice.source}: {notice.what}"

@@ -53,8 +53,10 @@ class Source:
 
     name: str
     watches: Sequence[Callable[[], list[Notice]]] = ()
-    """What to call again and again, each in a thread of its own: returns what is being told now, after a wait of some
-    seconds, or waits until there is something new. Raises OSError, ValueError or http.client.HTTPException."""
+    """What to call again and again, each in a thread of its own: returns all that is told now, after a wait of seconds,
+    or waits until there is something new. What it returned before and does not any more has been called off.
+
+    Raises OSError, ValueError or http.client.HTTPException."""
 
     def signalled(self, sig: signal.Signals, now: float) -> Notice | None:
         """Return what a signal to the agent means here; None if it means nothing special."""

@@ -1,7 +1,8 @@
-"""Kubernetes: a pod that is to go gets SIGTERM, and SIGKILL when its grace period is over.
+"""Kubernetes: a pod that is to go has its `preStop` hook run, which makes a file; then its grace period runs.
 
-The period is 30 seconds unless the pod says otherwise (`terminationGracePeriodSeconds`), which it is not told:
-`FGLAUNCH_GRACE_S` in its environment does.
+SIGTERM, which Kubernetes sends to a container's first process, does not reach an agent; one that comes is the
+supervisor's. FGLAUNCH_POD_ENDS names the file. How long the grace is, the pod cannot know: it may be deleted with
+another one than it asked for, and is given less where its whole machine shuts down.
 
 Source: Kubernetes documentation, "Pod Lifecycle", Termination of Pods
 (kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination).
@@ -9,36 +10,45 @@ Source: Kubernetes documentation, "Pod Lifecycle", Termination of Pods
 
 from __future__ import annotations
 
-import contextlib
-import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 from fgtrain.notice import Notice
 from fgtrain.notices import Machine, Source
 
-_GRACE_S = 30.0
+VARIABLE = "FGLAUNCH_POD_ENDS"
+FILE = Path("/dev/shm/fglaunch-pod-ends")
+"""Where it is unless said otherwise: it goes with the pod."""
+
+_PERIOD_S = 0.5
 
 
 class Kubernetes(Source):
-    """The signal that ends a pod."""
+    """The file that says that the pod ends."""
 
     name = "kubernetes"
 
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
+    def __init__(self, file: Path, pause: Callable[[float], None] = time.sleep) -> None:
+        self._file, self._pause = file, pause
+        self._looked = False
+        self.watches = (self.watch,)
 
-    def signalled(self, sig: signal.Signals, now: float) -> Notice | None:
-        """See `Source.signalled`."""
-        if sig != signal.SIGTERM:
-            return None
-        id_, deadline = f"pod {now}", now + self._grace_s
-        return Notice(source="kubernetes", what="the pod is to go", id=id_, loss=True, time=now, deadline=deadline)
+    def watch(self) -> list[Notice]:
+        """Return what the pod is told now; the first call at once, later ones after a moment."""
+        if self._looked:
+            self._pause(_PERIOD_S)
+        self._looked = True
+        try:
+            told = self._file.stat().st_mtime
+        except FileNotFoundError:
+            return []
+        return [Notice(source="kubernetes", what="the pod is to go", id=f"pod {told}", loss=True, time=told)]
 
 
 def find(machine: Machine) -> Kubernetes | None:
     """See `fgtrain.notices`."""
-    if "KUBERNETES_SERVICE_HOST" not in machine.env:
+    if machine.chosen is not None and "kubernetes" not in machine.chosen:
         return None
-    grace_s = _GRACE_S
-    with contextlib.suppress(ValueError):
-        grace_s = float(machine.env.get("FGLAUNCH_GRACE_S", ""))
-    return Kubernetes(grace_s)
+    file = machine.env.get(VARIABLE)
+    return Kubernetes(Path(file) if file else FILE) if file or machine.chosen else None

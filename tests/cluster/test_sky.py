@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster import ClusterError, Command, Node, Rented, TwoKinds, Unreachable, open_cluster
+from cluster import ClusterError, Command, Node, Rented, TwoKinds, Unreachable, _sky_pods, open_cluster
 from cluster._sky_rent import Landlord
 from cluster._sky_task import parse_settings
 from cluster._ssh_link import close_links
@@ -103,6 +103,21 @@ def test_other_kind_of_machines_is_launched_when_it_is_preferred(own_bed: Bed) -
     assert cluster.holds_spot("run") is False, "what is rented stays"
     ready(cluster, "other", 1)
     assert cluster.holds_spot("other") is True, "as the settings say"
+
+
+def test_programs_in_pods_know_where_the_pods_end_is_told(own_bed: Bed, tmp_path: Path) -> None:
+    source = f"import os; print(os.environ.get({_sky_pods.VARIABLE!r}, 'none'))"
+    pods = own_bed.open(resources={"infra": "k8s"})
+    assert told(pods, ready(pods, "run", 1)[0], source) == _sky_pods.FILE
+    machines = own_bed.open(resources={"infra": "fake"})
+    assert told(machines, ready(machines, "other", 1)[0], source) == "none"
+    own = own_bed.open(resources={"infra": "k8s"}, env={_sky_pods.VARIABLE: "/own"})
+    assert told(own, ready(own, "own", 1)[0], source) == "/own"
+
+
+def told(cluster: SkyCluster, node: Node, source: str) -> str:
+    assert program(cluster, node, source).wait(240) == 0
+    return cluster.read(node, "program.log", 0).decode().strip()
 
 
 def test_nothing_is_rented_before_a_node_is_made_ready(own_bed: Bed) -> None:

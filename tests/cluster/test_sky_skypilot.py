@@ -1,10 +1,11 @@
 """What we tell SkyPilot, read by SkyPilot itself, with small price catalogs in place of the network's.
 
-Needs SkyPilot's environment: `scripts/install_sky .venv-sky`, or FGLAUNCH_TEST_SKYPILOT naming its Python.
+Needs SkyPilot's environment: `scripts/install_sky .venv-sky aws kubernetes`; FGLAUNCH_TEST_SKYPILOT names another.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster import ClusterError, _sky_holder
+from cluster import ClusterError, _sky_holder, _sky_pods
 from cluster import _sky_task as words
 from cluster._sky_link import Driver
 from tests.testbed.sky import catalogs
@@ -26,6 +27,21 @@ from sky.clouds import CloudCapability
 global_user_state.set_allowed_clouds(check._get_workspace_allowed_clouds("default"), "default")
 global_user_state.set_enabled_clouds(["AWS"], CloudCapability.COMPUTE, "default")
 """  # as `sky check` would, with an account
+POD = """\
+import json, sys
+import sky
+from sky.provision.kubernetes import utils
+container = {"name": "ray-node", "image": "x", "lifecycle": {"preStop": {"exec": {"command": ["theirs", "and more"]}}}}
+types = {"ray_head_default": {"node_config": {"spec": {"containers": [container, {"name": "other"}]}}}}
+found = []
+for resources in sky.Task.from_yaml_config(json.load(sys.stdin)).resources:
+    cloud, overrides = sky.clouds.Kubernetes(), resources.cluster_config_overrides
+    made = utils.combine_pod_config_fields({"available_node_types": types}, overrides, cloud, "context")
+    pod = made["available_node_types"]["ray_head_default"]["node_config"]
+    assert utils.check_pod_config(pod)[0], utils.check_pod_config(pod)
+    found.append(pod)
+print(json.dumps(found))
+"""  # as sky.backends.backend_utils.write_cluster_config does
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason=f"no SkyPilot at {PYTHON}: scripts/install_sky .venv-sky")
 
@@ -108,3 +124,44 @@ def test_managed_task_is_read_as_it_was_meant(driver: Driver) -> None:
     assert read["setup"] == "pip install x"
     assert read["envs"] == {"AWS_REGION": "us-east-1"}
     assert read["resources"]["use_spot"] is True
+
+
+def pods(config: dict[str, Any], home: Path) -> Any:
+    """Return the pods that SkyPilot would make of a task, one for each choice."""
+    env = os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    done = subprocess.run(
+        [str(PYTHON), "-c", POD], input=json.dumps(config), env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(
+    not [*PYTHON.parents[1].glob("lib/python3*/site-packages/kubernetes")],
+    reason=f"SkyPilot at {PYTHON} knows no Kubernetes: scripts/install_sky .venv-sky aws kubernetes",
+)
+@pytest.mark.parametrize("more", [{"infra": "k8s"}, {"any_of": [{"infra": "aws/us-east-1"}, {"infra": "k8s"}]}])
+def test_pod_gets_the_hook_and_the_grace(driver: Driver, tmp_path: Path, more: dict[str, Any]) -> None:
+    config = task(accelerators="A100:8", **more)
+    driver.ask("validate", config=config)
+    found = pods(config, tmp_path)
+    assert len(found) == len(more.get("any_of", [0]))
+    for pod in found:
+        assert pod["spec"]["terminationGracePeriodSeconds"] == 120
+        ours, other = pod["spec"]["containers"]
+        assert ours["image"] == "x"
+        assert ours["lifecycle"]["preStop"]["exec"]["command"] == ["/bin/sh", "-c", _sky_pods.hook(_sky_pods.FILE, 120)]
+        assert "lifecycle" not in other
+
+
+def test_skypilots_container_is_called_as_we_think_and_outlasts_sigterm() -> None:
+    [template] = PYTHON.parents[1].glob("lib/python3*/site-packages/sky/templates/kubernetes-ray.yml.j2")
+    text = template.read_text(encoding="utf-8")
+    assert "\n        - name: ray-node\n" in text
+    assert "trap : TERM INT\n" in text
+    assert "medium: Memory" in text  # /dev/shm is the pod's own
+
+
+def test_tasks_elsewhere_know_of_no_pods(driver: Driver) -> None:
+    read = driver.ask("validate", config=task(infra="aws", accelerators="A100:8"))
+    assert "_cluster_config_overrides" not in read["resources"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster import _sky_pods
 from fgtrain.notice import NoticeRecord
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
@@ -78,3 +80,27 @@ def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service:
     assert "the agent of node0 died" not in said  # told of nothing: its agent stays, and meets the next node1
     assert runs.samples("noticed") == runs.samples("alone")
     assert weights(runs, "noticed") == weights(runs, "alone")
+
+
+def test_pod_that_is_deleted_loses_no_step(tmp_path: Path) -> None:
+    """Both nodes are in the pod, whose hook is run as it ends; the next pod knows nothing of that."""
+    file = tmp_path / "ends"
+    runs = Runs(tmp_path, FGLAUNCH_POD_ENDS=str(file))
+    with runs.start("pod", *RECIPE, "--set", "epochs=8", "--name", "pod") as run:
+        run.wait_step(3)
+        with subprocess.Popen(["/bin/sh", "-c", _sky_pods.hook(str(file), 600)]) as hook:
+            wait_for(lambda: len({r.node for r in records(runs, "pod")}) == 2, "both nodes are told")
+            wait_for(lambda: {text[:5] for text in told_to_leave(run)} == {"node0", "node1"}, "both are to leave")
+            file.unlink()
+            assert run.wait() == 0, run.output()
+            assert hook.wait(240) == 0
+        begins, last = steps_taken(run)
+    assert {(r.notice.source, r.notice.loss) for r in records(runs, "pod")} == {("kubernetes", True)}
+    assert begins[:2] == [0, last]  # more often, where one was told while the other was back already
+    assert last > 3
+    runs.end()
+
+
+def told_to_leave(run: LiveRun) -> list[str]:
+    said = [str(e.get("text", "")) for e in run.events() if e["event"] == "note"]
+    return [text for text in said if "a snapshot, then it leaves" in text]

@@ -36,7 +36,7 @@ with attended(store, "r", folder, "node0"):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"):
+    for name in ("SLURM_JOB_ID", "FGLAUNCH_POD_ENDS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(notices.VARIABLE, "off")
     before = signal.getsignal(signal.SIGUSR1)
@@ -71,12 +71,13 @@ def test_bare_sigterm_is_the_supervisors_and_no_notice(folder: Path) -> None:
     assert departure.flag.read() is None
 
 
-def test_sigterm_in_a_pod_is_a_notice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_in_a_pod_is_the_supervisors_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("FGLAUNCH_POD_ENDS", str(folder / "ends"))
+    monkeypatch.delenv(notices.VARIABLE)
     departure = Departure(folder, "node0")
     departure.signalled(signal.SIGTERM)
-    raised = departure.flag.read()
-    assert raised and raised.leave and raised.notice.source == "kubernetes"
+    assert departure.flag.read() is None
 
 
 def test_senseless_setting_ends_the_agent_with_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgtrain import notices
-from fgtrain.attendant import Herald, listen
+from fgtrain.attendant import listen
 from fgtrain.errors import UserError
-from fgtrain.notice import LEAD_S, Flag, Notice, NoticeRecord, Watch, leave_at, spell
-from fgtrain.notices import Machine, Source
+from fgtrain.notice import LEAD_S, Flag, Notice, Watch, leave_at, spell
+from fgtrain.notices import Machine, Source, kubernetes
 from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.aws import Aws
 from fgtrain.notices.azure import Azure, scheduled
 from fgtrain.notices.gcp import Gcp, maintenance, preemption
-from fgtrain.runstore import RunStore
-from fgtrain.stores import open_store
-from tests.testbed.faulty_store import Fault, FaultyStore, first_of
 from tests.testbed.metadata import Service, metadata_service
 
 ACTION = {"action": "terminate", "time": "2026-11-21T22:04:00Z"}
@@ -171,6 +167,28 @@ def test_azure_freeze_loses_nothing_and_a_started_event_is_due_now() -> None:
     assert started and started.deadline == 5.0
 
 
+# -- Kubernetes ------------------------------------------------------------------------------------------------------
+
+
+def test_pod_is_told_once_its_hook_has_made_the_file(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    pod = kubernetes.Kubernetes(tmp_path / "ends", pauses.append)
+    assert pod.watch() == []
+    (tmp_path / "ends").touch()
+    [told], again = pod.watch(), pod.watch()
+    assert told.loss
+    assert leave_at(told) == told.time == pytest.approx(time.time(), abs=60)
+    assert again == [told]  # the same one, also to an agent that is started after it
+    assert pauses == [0.5, 0.5]
+
+
+def test_pod_is_known_by_the_variable_alone() -> None:
+    assert found({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == []
+    assert found({kubernetes.VARIABLE: "/x"}) == ["kubernetes"]
+    assert found({kubernetes.VARIABLE: "/x", notices.VARIABLE: "off"}) == []
+    assert found({notices.VARIABLE: "kubernetes"}) == ["kubernetes"]
+
+
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
@@ -186,12 +204,9 @@ def test_slurm_signal_before_the_time_limit_has_the_jobs_end_as_its_deadline() -
     assert notices.explain(sources, signal.SIGTERM, 1000.0).source == "slurm"
 
 
-def test_kubernetes_sigterm_has_the_pods_grace() -> None:
-    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    sources = notices.find(machine(pod))
-    assert notices.explain(sources, signal.SIGTERM, 1000.0).deadline == 1030.0
-    assert notices.explain(notices.find(machine(pod | {"FGLAUNCH_GRACE_S": "90"})), signal.SIGTERM, 0.0).deadline == 90
-    assert notices.explain(sources, signal.SIGUSR1, 1000.0).source == "signal"
+def test_sigterm_in_a_pod_is_no_word_of_kubernetes() -> None:
+    sources = notices.find(machine({"KUBERNETES_SERVICE_HOST": "10.0.0.1", kubernetes.VARIABLE: "/nowhere"}))
+    assert notices.explain(sources, signal.SIGTERM, 1000.0).source == "signal"
 
 
 def test_bare_signal_has_no_deadline() -> None:
@@ -261,8 +276,8 @@ def test_service_that_fails_is_asked_ever_more_rarely_and_heard_when_it_is_back(
             service.broken = None
             service.aws["spot/instance-action"] = ACTION
 
-    def hear(told: Notice) -> None:
-        raise Enough(told.id)
+    def hear(told: list[Notice]) -> None:
+        raise Enough(told[0].id)
 
     with pytest.raises(Enough, match="terminate"):
         listen(aws.watch, hear, pause)
@@ -333,63 +348,6 @@ def test_looking_costs_one_look_at_the_clock_between_two_at_the_file(tmp_path: P
 def test_torn_flag_is_none(tmp_path: Path) -> None:
     (tmp_path / "notice.json").write_text('{"leave": tr')
     assert Flag(tmp_path).read() is None
-
-
-# -- what becomes of a notice -----------------------------------------------------------------------------------------
-
-
-def herald(tmp_path: Path, clock: Callable[[], float], store: Any = None) -> tuple[Herald, RunStore]:
-    runs = RunStore(store or open_store(str(tmp_path / "store")), "r")
-    (tmp_path / "node0").mkdir()
-    return Herald(runs, tmp_path / "node0", "node0", clock), runs
-
-
-def texts(tmp_path: Path) -> list[str]:
-    lines = (tmp_path / "node0" / "events.jsonl").read_text().splitlines()
-    return [json.loads(line)["text"] for line in lines]
-
-
-def test_notice_becomes_flag_event_and_record_once(tmp_path: Path) -> None:
-    spokesman, runs = herald(tmp_path, lambda: 1000.0)
-    for _ in range(3):
-        spokesman.hear(notice(deadline=1120.0))
-        spokesman.tick()
-    assert runs.read_all("notices", NoticeRecord) == [NoticeRecord(node="node0", notice=notice(deadline=1120.0))]
-    assert texts(tmp_path) == ["node0: notice from aws: gone, in 120 s; a snapshot, then it leaves"]
-    assert spokesman.leaving
-
-
-def test_notice_long_before_the_end_is_obeyed_shortly_before_it(tmp_path: Path) -> None:
-    now = 1000.0
-    spokesman, _ = herald(tmp_path, lambda: now)
-    spokesman.hear(notice(deadline=4600.0))
-    spokesman.tick()
-    assert not spokesman.leaving
-    now = 4600.0 - LEAD_S
-    spokesman.tick()
-    assert spokesman.leaving
-    assert texts(tmp_path)[-1] == "node0: it leaves now (gone)"
-
-
-def test_recommendation_then_interruption_is_a_snapshot_then_a_departure(tmp_path: Path) -> None:
-    spokesman, runs = herald(tmp_path, lambda: 1000.0)
-    spokesman.hear(notice(id="rebalance", loss=False))
-    assert not spokesman.leaving
-    spokesman.hear(notice(id="stop"))
-    spokesman.tick()
-    assert spokesman.leaving
-    assert len(runs.read_all("notices", NoticeRecord)) == 2
-
-
-def test_record_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
-    store = FaultyStore(open_store(str(tmp_path / "store")), first_of("put", Fault.REFUSED))
-    spokesman, runs = herald(tmp_path, lambda: 1000.0, store)
-    spokesman.hear(notice())
-    spokesman.tick()
-    assert spokesman.leaving  # the ranks need no store to be told
-    assert runs.read_all("notices", NoticeRecord) == []
-    spokesman.tick()
-    assert len(runs.read_all("notices", NoticeRecord)) == 1
 
 
 def test_spelling_says_what_will_be_done() -> None:
