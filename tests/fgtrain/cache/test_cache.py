@@ -98,6 +98,22 @@ def test_what_is_built_is_what_decoding_gives_for_shares_of_the_picture_too(
     assert not cached.read(0).flags.writeable  # it is mapped, not decoded
 
 
+@pytest.mark.parametrize("orientation", (1, 3, 6, 8))
+def test_pictures_of_any_format_that_lie_on_their_side_are_cached(
+    data: ImageFolder, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 37, 3), dtype=np.uint8))
+    for sample, format_ in zip(data.index().train, ("TIFF", "JPEG", "PNG", "WEBP"), strict=False):
+        data.path(sample).write_bytes(encoded(picture, format_, exif=exif))
+    told: list[Told] = []
+    build(job_of(data, layout_of(data, tmp_path / "cache"), tmp_path / "cache"), data, told.append)
+    assert not [t.bad for t in told if t.bad]
+    assert differences(data) == 0
+
+
 def test_without_a_cache_or_with_a_damaged_one_pictures_are_decoded(data: ImageFolder, tmp_path: Path) -> None:
     assert differences(data) == 0
     place = tmp_path / "cache"
