@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,9 +21,10 @@ from typing import Any
 
 import msgspec
 
+from fgtrain import errors
 from fgtrain.cache.shards import SEAL_BYTES, Item, Shard
 from fgtrain.data import Data, Sample
-from fgtrain.errors import Corrupt, KeyExists, KeyMissing, StoreUnavailable
+from fgtrain.errors import Corrupt, FglaunchError, KeyExists, KeyMissing, StoreUnavailable
 from fgtrain.pictures import PictureFiles
 from fgtrain.preparation import Preparation
 from fgtrain.stores import Store, open_store
@@ -54,11 +56,16 @@ class Job(msgspec.Struct):
 
 
 class Told(msgspec.Struct, omit_defaults=True):
-    """A line of progress: pictures done since the last, and those that could not be decoded, with the reasons."""
+    """A line of progress: pictures done since the last, and those that could not be decoded, with the reasons.
+
+    `failed`: why this is the last line; `class_`: what kind of error that was, one of `fgtrain.errors`, or "OSError" of
+    the cache's folder; "" of any other exception, whose traceback is on standard error.
+    """
 
     done: int = 0
     bad: list[tuple[str, str]] = []
     failed: str = ""
+    class_: str = ""
 
 
 def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
@@ -66,6 +73,8 @@ def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
 
     Raises:
         OSError: no room, or the folder cannot be written to.
+        StoreUnavailable: the objects that the pictures are cannot be had just now.
+        UserError: they cannot be had until the user mends something.
     """
     folder = Path(job.folder)
     for stale in folder.glob(".*.part"):  # of builders that were killed: there is no other one now
@@ -181,7 +190,7 @@ def _teller() -> Callable[[Told], None]:
     def tell(one: Told) -> None:
         sum_.done += one.done
         if one.bad or one.failed or time.monotonic() - last[0] >= _PERIOD_S or not one.done:
-            print(msgspec.json.encode(Told(sum_.done, one.bad, one.failed)).decode(), flush=True)
+            print(msgspec.json.encode(msgspec.structs.replace(one, done=sum_.done)).decode(), flush=True)
             last[0], sum_.done = time.monotonic(), 0
 
     return tell
@@ -199,11 +208,22 @@ def main() -> int:
     tell = _teller()
     try:
         build(job, data, tell)
-    except OSError as error:
-        tell(Told(failed=f"{error.filename or job.folder}: {error.strerror}"))
+    except Exception as error:
+        tell(failure(error, job.folder))
         return EXIT_TOLD
     tell(Told())
     return 0
+
+
+def failure(error: Exception, folder: str) -> Told:
+    """Put into a line what ended the builder of a folder; `fgtrain.cache.ready.complain` makes an error of it again."""
+    if isinstance(error, OSError):
+        return Told(failed=f"{error.filename or folder}: {error.strerror}", class_="OSError")
+    if isinstance(error, FglaunchError):
+        known = next(c.__name__ for c in type(error).__mro__ if vars(errors).get(c.__name__) is c)
+        return Told(failed=f"{error}", class_=known)
+    traceback.print_exception(error)
+    return Told(failed=f"{type(error).__name__}: {error}")
 
 
 def read_lines(lines: Iterator[bytes]) -> Iterator[Told]:

@@ -17,13 +17,14 @@ from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
+from fgtrain import errors
 from fgtrain.cache import cache_place
 from fgtrain.cache.build import EXIT_TOLD, Job, Task, Told, read_lines
 from fgtrain.cache.catalogue import look
 from fgtrain.cache.reader import Cached, spots
 from fgtrain.cache.shards import Item, Shard, makers, shards
 from fgtrain.data import Images, Index, Sample, Split
-from fgtrain.errors import UserError
+from fgtrain.errors import FglaunchError, UserError
 from fgtrain.parts import to_json
 from fgtrain.pictures import PictureFiles
 from fgtrain.preparation import Preparation, preparation
@@ -117,6 +118,7 @@ def make_ready(
 
     Raises:
         UserError: there is no room, it cannot be written, or (`data.on_bad_image=fail`) a picture cannot be decoded.
+        StoreUnavailable: the objects that the pictures are cannot be had just now; the next call goes on from here.
     """
     data, place = recipe.data, place or cache_place()
     if recipe.loader.cache == "off":
@@ -200,15 +202,22 @@ def require_room(needed: int, free: int, folder: Path) -> None:
 
 
 def complain(data: PictureFiles, told: Told) -> None:
-    """See that nothing is wrong that the user should mend.
+    """See that nothing is wrong.
 
     Raises:
-        UserError: it cannot go on, or a picture is bad and the policy is to fail.
+        UserError: the cache's folder fails, or a picture is bad and the policy is to fail.
+        FglaunchError: what the builder met, of the same class.
+        RuntimeError: the builder failed for another reason.
     """
-    if told.failed:
+    if told.class_ == "OSError":
         raise UserError(
             f"loader.cache: {told.failed}; make room or set FGLAUNCH_CACHE to another folder, or --set loader.cache=off"
         )
+    if told.class_:
+        again: type[FglaunchError] = getattr(errors, told.class_)
+        raise again(told.failed)
+    if told.failed:
+        raise RuntimeError(f"preparing pictures failed: {told.failed}; the traceback is above")
     if told.bad and data.on_bad_image == "fail":
         raise UserError(f"{told.bad[0][1]}; remove it, or go on without it: --set data.on_bad_image=skip")
 
@@ -224,7 +233,7 @@ def _run(job: Job) -> Iterator[Told]:
             process.stdin.close()
         yield from read_lines(_lines(process.stdout))
         if process.wait() not in (0, EXIT_TOLD):
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; it says why above")
+            raise RuntimeError(f"the process that prepares pictures ended with {process.returncode}, without a word")
     finally:
         process.kill()
         process.wait()
