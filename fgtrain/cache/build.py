@@ -1,7 +1,8 @@
 """Make shards: `python -m fgtrain.cache.build`, a job as JSON on standard input, progress as lines on standard output.
 
 A process of its own, so that it decodes on every core without threads in the process that trains. A shard is written
-under a name that nobody reads, synced, and renamed when it is whole: whatever kills this, finished shards stay.
+under a name that nobody reads, synced, and renamed when it is whole: whatever kills this, finished shards stay. Objects
+are read for the last time here: what is not on the local disk is not put there, and what is goes with its shard done.
 """
 
 from __future__ import annotations
@@ -84,10 +85,16 @@ def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
         for task, shard in [(t, s) for t in job.tasks for s in t.shards]:
             if store and _fetch(store, shard, folder):
                 told(Told(len(shard.items)))
-                continue
-            _build_shard(shard, task, folder, data, pool, told)
-            if store:
-                _offer(store, shard, folder)
+            else:
+                _build_shard(shard, task, folder, data, pool, told)
+                if store:
+                    _offer(store, shard, folder)
+            data.drop(samples_of(shard, task.names))
+
+
+def samples_of(shard: Shard, names: dict[str, str]) -> list[Sample]:
+    """Return the samples that a shard's pictures are made from; `names` are by digest."""
+    return [Sample(names[item.digest], 0) for item in shard.items if item.digest in names]
 
 
 def _build_shard(
@@ -140,7 +147,7 @@ def _pixels(data: PictureFiles, sample: Sample, item: Item, prepare: Preparation
     """
     from fgtrain.decoding import decode
 
-    content, where = data.load(sample), str(data.path(sample))
+    content, where = data.load(sample, hold=False), str(data.path(sample))
     if hashlib.sha256(content).hexdigest() != item.digest:
         raise Corrupt(f"{where}: has changed since the cache was planned")
     found = decode(content, where, prepare)

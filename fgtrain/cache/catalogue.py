@@ -1,4 +1,7 @@
-"""What is known of a data set's files, so that they are read once only: as git's index, by size and time."""
+"""What is known of a data set's files, so that they are not read again to know it: as git's index, by size and time.
+
+Objects that are read for this stay on the local disk as far as they may, for the builder (`fgtrain.cache.build`).
+"""
 
 from __future__ import annotations
 

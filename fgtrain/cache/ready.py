@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 
 from fgtrain import errors
 from fgtrain.cache import cache_place
-from fgtrain.cache.build import EXIT_TOLD, Job, Task, Told, read_lines
+from fgtrain.cache.build import EXIT_TOLD, Job, Task, Told, read_lines, samples_of
 from fgtrain.cache.catalogue import look
 from fgtrain.cache.reader import Cached, spots
 from fgtrain.cache.shards import Item, Shard, makers, shards
@@ -159,22 +159,21 @@ def _build_missing(
     data: PictureFiles, index: Index, place: Path, store: str | None, turn: int
 ) -> Generator[Progress, None, None]:
     folder = place / "pixels"
-    todo = []
+    tasks: list[Task] = []
     for split in _SPLITS:
         layout = yield from plan(data, index.split(split), split, place)
-        todo.append((layout, missing(layout, folder)))
-    lacking = {s.name: s.bytes_ for _, some in todo for s in some}
-    require_room(sum(lacking.values()), shutil.disk_usage(folder).free, folder)
-    tasks = [Task(layout.prepare, _turned(some, turn), layout.names) for layout, some in todo if some]
-    if not tasks:
-        return
+        if some := missing(layout, folder):
+            tasks.append(Task(layout.prepare, _turned(some, turn), layout.names))
+    lacking = {s.name: s.bytes_ for t in tasks for s in t.shards}
+    have_room(data, tasks, shutil.disk_usage(folder).free, folder)
     what = f"preparing {sum(lacking.values()) / 1e9:.1f} GB of pictures"
     total, done = sum(len(s.items) for t in tasks for s in t.shards), 0
     job = Job(msgspec.Raw(to_json(data)), tasks, str(folder), _cores(), store)
-    for told in _run(job):
+    for told in _run(job) if tasks else ():
         done += told.done
         complain(data, told)
         yield Progress(what, done, total)
+    data.drop(sample for split in _SPLITS for sample in index.split(split))  # of pictures that a builder had no use for
 
 
 def _turned(some: list[Shard], turn: int) -> list[Shard]:
@@ -185,6 +184,32 @@ def _turned(some: list[Shard], turn: int) -> list[Shard]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def have_room(data: PictureFiles, tasks: Sequence[Task], free: int, folder: Path) -> None:
+    """See that the cache fits, beside the objects that it is made from; if it fits only without, they go.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    todo = {s.name: (s.bytes_, samples_of(s, t.names)) for t in tasks for s in t.shards}
+    held = [(bytes_, data.held_bytes(samples)) for bytes_, samples in todo.values()]
+    require_room(sum(bytes_ for bytes_, _ in held), free + sum(objects for _, objects in held), folder)
+    if peak(held) + _SPARE_BYTES > free:
+        data.drop(sample for _, samples in todo.values() for sample in samples)
+
+
+def peak(shards: Iterable[tuple[int, int]]) -> int:
+    """Return how much more of the disk is taken at most while shards are built one after the other.
+
+    Args:
+        shards: bytes of each, and of the objects on the disk that go when it is done.
+    """
+    most = now = 0
+    for bytes_, objects in shards:
+        most = max(most, now := now + bytes_)
+        now -= objects
+    return most
 
 
 def require_room(needed: int, free: int, folder: Path) -> None:
