@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 AS_IT_IS = Preparation(None)
 
 _ORIENTATION = 0x0112  # Source: EXIF 2.32, 4.6.4, Table 4
+_TURNED = ("TIFF",)  # formats that Pillow itself turns upright as it loads; before 10.1 it does not say that it has
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # Source: TIFF 6.0, section 3
 _LYING = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 _PLAIN = ("RGB", "L")  # modes of a JPEG that need nothing but decoding
 
@@ -46,7 +48,7 @@ def decode(data: bytes, where: str, prepare: Preparation = AS_IT_IS) -> Pixels:
         if pixels is None:
             image.load()  # before the orientation, whose search loads a PNG and would hide that it is broken
             pixels = _array(_rgb(image))
-        orientation = _orientation(image)
+        orientation = 1 if image.format in _TURNED else _orientation(image)
         width, height = _upright(image.size, orientation)
         return resized(_turned(pixels, orientation), prepare.size(width, height))
 
@@ -58,7 +60,7 @@ def size(data: bytes, where: str) -> tuple[int, int]:
         Corrupt: the message begins with `where` and says what is wrong.
     """
     with _complaining(where), _opened(data) as image:
-        return _upright(image.size, _orientation(image))
+        return _upright(_stored_size(image), _orientation(image))
 
 
 def resized(pixels: Pixels, to: tuple[int, int]) -> Pixels:
@@ -105,6 +107,18 @@ def _orientation(image: Image) -> int:
         found = image.getexif().get(_ORIENTATION, 1)
         return int(found) if found in range(1, 9) else 1
     return 1
+
+
+def _stored_size(image: Image) -> tuple[int, int]:
+    """Return the (width, height) of the pixels of an opened picture as its file has them, before any turning.
+
+    Of a TIFF, the file's own words count: as of 11.0, Pillow gives the size upright once the file is opened if a tag
+    tells of the orientation, but not if XMP does; before, only once it is loaded.
+    """
+    if image.format in _TURNED:
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
+    return image.size
 
 
 def _upright(size_: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -55,6 +55,13 @@ class Held:
         """Tell whether a file is here just now."""
         return (self._folder / name).exists()
 
+    def bytes_of(self, name: str) -> int:
+        """Return how much room a file takes; 0 if it is not here."""
+        try:
+            return (self._folder / name).stat().st_size
+        except OSError:
+            return 0
+
     def get(self, name: str) -> bytes | None:
         """Return a file's bytes, and note that it was read; None if it is not here."""
         path = self._folder / name
@@ -78,6 +85,21 @@ class Held:
         except OSError:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Give up files that nobody needs any more; those that are not here are no error."""
+        if not self._folder.is_dir():
+            return
+        with contextlib.suppress(OSError), self._ledger() as fd:
+            gone = 0
+            for name in names:
+                bytes_ = self.bytes_of(name)
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink()
+                    gone += bytes_
+            content = os.pread(fd, _TOTAL.size, 0)
+            if len(content) == _TOTAL.size:
+                os.pwrite(fd, _TOTAL.pack(max(0, _TOTAL.unpack(content)[0] - gone)), 0)
 
     def _reserve(self, bytes_: int) -> None:
         with self._ledger() as fd:

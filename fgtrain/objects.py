@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -60,8 +60,12 @@ class Objects:
             self._entries = found
         return self._entries
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, hold: bool = True) -> bytes:
         """Return an object's bytes.
+
+        Args:
+            name: whose.
+            hold: whether to keep them on the local disk if they are not there; not if this is the last time.
 
         Raises:
             FileNotFoundError: no such object.
@@ -80,8 +84,20 @@ class Objects:
                 raise FileNotFoundError(errno.ENOENT, "no such object any more") from None
             if len(data) != entry.bytes_:
                 raise OSError(errno.ESTALE, "has changed since it was listed")
-            self._held.put(local, data)
+            if hold:
+                self._held.put(local, data)
         return data
+
+    def held_bytes(self, names: Iterable[str]) -> int:
+        """Return how much room the copies of objects take on the local disk."""
+        return sum(self._held.bytes_of(self._local(entry)) for entry in self._known(names))
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Give up the copies of objects on the local disk."""
+        self._held.drop(self._local(entry) for entry in self._known(names))
+
+    def _known(self, names: Iterable[str]) -> Iterator[Entry]:
+        return (entry for name in names if (entry := self.entries().get(name)))
 
     def ahead(self, names: Iterable[str]) -> None:
         """Have objects fetched by threads, in this order; what goes wrong will be met by who reads them."""
@@ -143,9 +159,9 @@ class ObjectPath:
             raise FileNotFoundError(errno.ENOENT, "no such object")
         return Stat(entry.bytes_, round(entry.modified * 1e9))
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, *, hold: bool = True) -> bytes:
         """See `Objects.read`."""
-        return self.objects.read(self.name)
+        return self.objects.read(self.name, hold=hold)
 
 
 def is_url(root: str) -> bool:

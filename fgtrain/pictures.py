@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from fgtrain.data import BadImage, Images, Sample
 from fgtrain.decoding import decode
 from fgtrain.errors import Corrupt
-from fgtrain.objects import ObjectPath, is_url
+from fgtrain.objects import ObjectPath, Objects, is_url
 from fgtrain.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -62,10 +62,24 @@ class PictureFiles(Images, frozen=True):
 
     def expect(self, samples: Iterable[Sample]) -> None:
         """See `Data.expect`: objects are fetched ahead."""
-        paths = [self.path(sample) for sample in samples] if is_url(self.root) else []
-        for path in paths:
-            if isinstance(path, ObjectPath):
-                path.objects.ahead([path.name])
+        for objects, names in self._objects(samples):
+            objects.ahead(names)
+
+    def held_bytes(self, samples: Iterable[Sample]) -> int:
+        """Return how much of the local disk is taken by copies of the samples' objects; 0 if they are files."""
+        return sum(objects.held_bytes(names) for objects, names in self._objects(samples))
+
+    def drop(self, samples: Iterable[Sample]) -> None:
+        """Give up the copies of the samples' objects on the local disk; files stay, of course."""
+        for objects, names in self._objects(samples):
+            objects.drop(names)
+
+    def _objects(self, samples: Iterable[Sample]) -> list[tuple[Objects, list[str]]]:
+        """Return the samples' objects; of files, nothing."""
+        if not is_url(self.root):
+            return []
+        paths = [path for sample in samples if isinstance(path := self.path(sample), ObjectPath)]
+        return [(paths[0].objects, [path.name for path in paths])] if paths else []
 
     def signature(self, sample: Sample) -> Signature:
         """Return by what to tell that the file has not changed."""
@@ -75,15 +89,15 @@ class PictureFiles(Images, frozen=True):
             return -1, 0
         return found.st_size, found.st_mtime_ns
 
-    def load(self, sample: Sample) -> bytes:
-        """Return the picture file's bytes.
+    def load(self, sample: Sample, *, hold: bool = True) -> bytes:
+        """Return the picture file's bytes; an object's are held on the local disk from now on, unless told not to.
 
         Raises:
             Corrupt: the file is missing or cannot be read.
         """
         path = self.path(sample)
         try:
-            return path.read_bytes()
+            return path.read_bytes(hold=hold) if isinstance(path, ObjectPath) else path.read_bytes()
         except OSError as error:
             raise Corrupt(f"{path}: {error.strerror}") from error
 

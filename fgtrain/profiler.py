@@ -19,6 +19,8 @@ from fgtrain.runstore import RunStore
 SETTLE = 3
 """Steps before the first that is profiled: caches fill, kernels are chosen, buckets are laid out anew."""
 
+_FOLDER = "profile/"
+
 
 class Profiler:
     """Without steps to profile, or on another rank than 0, it does nothing."""
@@ -28,6 +30,7 @@ class Profiler:
         steps: int = 0,
         folder: Path | None = None,
         tell: Callable[[int, Path, str], None] = lambda step, path, text: None,
+        miss: Callable[[], None] = lambda: None,
     ) -> None:
         """Profile `steps` steps.
 
@@ -35,8 +38,9 @@ class Profiler:
             steps: how many, after the first few of this attempt; 0: none.
             folder: where the trace goes.
             tell: called with the last step, the trace's file and its summary.
+            miss: called if the run ends and there was no step to profile.
         """
-        self._left, self._folder, self._tell = steps, folder, tell
+        self._left, self._folder, self._tell, self._miss = steps, folder, tell, miss
         self._wait = SETTLE if steps else 0
         self._profile: Any = None
         self._step: Any = None
@@ -60,6 +64,11 @@ class Profiler:
             self._finish(step)
         else:
             self._begin_step()
+
+    def run_ends(self) -> None:
+        """No step of the run is left, in this attempt or another."""
+        if self._left:
+            self._miss()
 
     def _start(self) -> None:
         kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -90,18 +99,24 @@ class Profiler:
         self._tell(step, packed, trace.spell(trace.summarise(json.loads(data)["traceEvents"])))
 
 
-def make_profiler(
-    steps: int, runs: RunStore, place: Place, folder: Path, attempt: int, note: Callable[[str], None]
-) -> Profiler:
-    """Make a run's profiler: rank 0's first attempt is profiled, and the trace lies beside the run's other results."""
+def make_profiler(steps: int, runs: RunStore, place: Place, folder: Path, note: Callable[[str], None]) -> Profiler:
+    """Make a run's profiler: of rank 0, in the first attempt that lives so long. The trace lies in the store.
+
+    It is also what later attempts know by that they need not profile.
+    """
+    if not (steps and place.leads) or any(runs.store.list(runs.key(_FOLDER))):
+        return Profiler()
 
     def tell(step: int, path: Path, text: str) -> None:
-        name = f"profile/{path.name}"
+        key = runs.key(_FOLDER + path.name)
         try:
-            runs.store.put(runs.key(name), path.read_bytes())
-            where = f"{runs.store.url}/{runs.key(name)}"
+            runs.store.put(key, path.read_bytes())
+            where = f"{runs.store.url}/{key}"
         except StoreError as error:
             where = f"{path} ({error})"
         note(f"profile of rank 0, {text}\n  trace: {where} (chrome://tracing, or ui.perfetto.dev)")
 
-    return Profiler(steps if place.leads and attempt == 1 else 0, folder / "profile", tell)
+    def miss() -> None:
+        note(f"--profile {steps}: no step was left to profile after the {SETTLE} that an attempt takes to settle")
+
+    return Profiler(steps, folder / "profile", tell, miss)

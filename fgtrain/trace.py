@@ -15,23 +15,38 @@ PREFIX = "fglaunch."
 STEP = PREFIX + "step"
 
 _COLLECTIVE = re.compile(r"^(gloo|nccl):|ncclDevKernel|ncclKernel")
-_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+_COPIES = ("gpu_memcpy", "gpu_memset")
+_DEVICE = ("kernel", *_COPIES)
 
 Interval = tuple[float, float]
 Event = Mapping[str, Any]
 
 
+class Device(NamedTuple):
+    """Microseconds of a device, each counted once: they and `idle` add up to the steps.
+
+    `communication` is what is left of collectives when nothing computes meanwhile, `copies` of copies when there is
+    neither a computation nor a collective.
+    """
+
+    compute: float
+    copies: float
+    communication: float
+    idle: float
+
+
 class Summary(NamedTuple):
     """Microseconds: of all steps together, of each span on the host, and of the device where there is one.
 
-    `communication` has what is left of collectives when nothing computes meanwhile; backward is without that.
+    Without a device the host computes and communicates itself: its `communication` has what is left of collectives when
+    nothing computes meanwhile, and backward is without that. With one, every span is just how long the host was in it.
     """
 
     steps: int
     total: float
     spans: dict[str, float]
     hidden: float  # of collectives, behind computation
-    busy: float | None  # of the device
+    device: Device | None
 
 
 def summarise(events: Iterable[Event]) -> Summary:
@@ -40,19 +55,31 @@ def summarise(events: Iterable[Event]) -> Summary:
     steps = _named(known, STEP)
     inside = union(steps)
     spans = {name: length(overlap(union(_named(known, PREFIX + name)), inside)) for name in SPANS}
-    collectives = overlap(union([_interval(e) for e in known if _COLLECTIVE.search(e["name"])]), inside)
-    kernels = [e for e in known if e.get("cat") in _DEVICE and not _COLLECTIVE.search(e["name"])]
-    working = kernels or [e for e in known if e.get("cat") == "cpu_op" and not _waits(e["name"])]
-    computing = union(map(_interval, working))
-    hidden = length(overlap(collectives, computing))
-    exposed = length(collectives) - hidden
-    backward = union(_named(known, PREFIX + "backward"))
-    in_backward = length(overlap(collectives, backward)) - length(overlap(overlap(collectives, backward), computing))
-    if not kernels:  # the host waits in the backward pass; a device is waited for by nobody
-        spans["backward"] -= in_backward
-    spans["communication"] = exposed + (0.0 if kernels else _rest(known, collectives, inside))
-    busy = length(overlap(union([*computing, *collectives]), inside)) if kernels else None
-    return Summary(len(steps), length(inside), spans, hidden, busy)
+    on_device = [e for e in known if e.get("cat") in _DEVICE]
+    if on_device:
+        device, hidden = _of_device(on_device, inside)
+        return Summary(len(steps), length(inside), spans, hidden, device)
+    collectives = overlap(union(_interval(e) for e in known if _COLLECTIVE.search(e["name"])), inside)
+    computing = union(_interval(e) for e in known if e.get("cat") == "cpu_op" and not _waits(e["name"]))
+    spans["backward"] -= length(less(overlap(collectives, union(_named(known, PREFIX + "backward"))), computing))
+    exposed = less(collectives, computing)
+    spans["communication"] = length(exposed) + _rest(known, collectives, inside)
+    return Summary(len(steps), length(inside), spans, length(collectives) - length(exposed), None)
+
+
+def _of_device(events: Iterable[Event], inside: Sequence[Interval]) -> tuple[Device, float]:
+    """Return what a device did in the steps, and how long it exchanged behind its computation."""
+    kinds: dict[str, list[Interval]] = {"compute": [], "copies": [], "collectives": []}
+    for e in events:
+        kind = "collectives" if _COLLECTIVE.search(e["name"]) else "copies" if e["cat"] in _COPIES else "compute"
+        kinds[kind].append(_interval(e))
+    compute, copies, collectives = (overlap(union(some), inside) for some in kinds.values())
+    exposed = less(collectives, compute)
+    busy = union([*compute, *collectives])
+    alone = less(copies, busy)
+    idle = length(inside) - length(busy) - length(alone)
+    device = Device(length(compute), length(alone), length(exposed), idle)
+    return device, length(collectives) - length(exposed)
 
 
 def _rest(known: Sequence[Event], collectives: Sequence[Interval], inside: Sequence[Interval]) -> float:
@@ -66,17 +93,20 @@ def _waits(name: str) -> bool:
 
 
 def spell(summary: Summary) -> str:
-    """Lay a summary out: milliseconds a step, and shares of it."""
+    """Lay a summary out: milliseconds a step, and shares of it; of the host, and then of the device if there is one."""
     steps = max(summary.steps, 1)
     known = {**summary.spans, "other": max(summary.total - sum(summary.spans.values()), 0.0)}
-    lines = [f"{summary.steps} steps of {summary.total / steps / 1e3:.1f} ms:"]
-    lines += [f"  {name:<14}{us / steps / 1e3:9.1f} ms {us / max(summary.total, 1):7.1%}" for name, us in known.items()]
+    where = ", the host's time" if summary.device else ""
+    lines = [f"{summary.steps} steps of {summary.total / steps / 1e3:.1f} ms{where}:", *_block(known, summary)]
+    if summary.device:
+        lines += ["  the device's time:", *_block(summary.device._asdict(), summary)]
     lines.append(f"  communication behind computation: {summary.hidden / steps / 1e3:.1f} ms")
-    if summary.busy is not None:
-        lines.append(
-            f"  the device was busy {summary.busy / max(summary.total, 1):.1%} of the time; spans are the host's"
-        )
     return "\n".join(lines)
+
+
+def _block(parts: Mapping[str, float], summary: Summary) -> list[str]:
+    steps, total = max(summary.steps, 1), max(summary.total, 1)
+    return [f"  {name:<14}{us / steps / 1e3:9.1f} ms {us / total:7.1%}" for name, us in parts.items()]
 
 
 def _named(events: Iterable[Event], name: str) -> list[Interval]:
@@ -110,6 +140,16 @@ def overlap(a: Sequence[Interval], b: Sequence[Interval]) -> list[Interval]:
         else:
             j += 1
     return found
+
+
+def less(a: Sequence[Interval], b: Sequence[Interval]) -> list[Interval]:
+    """Return what is in the first merged list and not in the second."""
+    if not a:
+        return []
+    first, last = a[0][0], a[-1][1]
+    edges = [first, *(edge for interval in b for edge in interval), last]
+    gaps = [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+    return overlap(a, gaps)
 
 
 def length(intervals: Iterable[Interval]) -> float:

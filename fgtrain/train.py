@@ -106,7 +106,7 @@ def train(
     del restored
     snapshots = Control(recipe.snapshots, saver, runs, place, journal, state.buffers())
     ladder = make_ladder(recipe, plan, fitted, runs, place, note)
-    profiler = make_profiler(run.profile, runs, place, folder, attempt.attempt, note)
+    profiler = make_profiler(run.profile, runs, place, folder, note)
     stepper = Stepper(recipe, plan, place, state, pulse, ladder, profiler)
     batches = loader.training_batches(
         recipe, plan, index.train, start=state.step, rank=place.rank, size=place.size, gpu=place.device.type == "cuda"
@@ -133,6 +133,8 @@ def train(
     if state.step > committed or (late and not evaluations.due):
         snapshots.last(state, required=done)
     saver.close()
+    if done:
+        profiler.run_ends()
     if done and place.leads:
         finish.publish(run, runs, state, journal)
     agree(torch.zeros(1))  # nobody leaves early: if one fails now, all begin again

@@ -27,7 +27,7 @@ from types import FrameType
 import msgspec
 
 from fgtrain.departure import EXIT_LEFT
-from fgtrain.errors import FglaunchError, Refitted, UserError
+from fgtrain.errors import FglaunchError, Refitted, StoreUnavailable, UserError
 from fgtrain.notice import Flag, Watch
 from fgtrain.phases import Phases
 from fgtrain.pulse import Phase, Pulse
@@ -187,11 +187,13 @@ def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception)
 
 
 def _kind(error: Exception) -> str:
-    """Tell the user's mistakes, and a rank that only lost its peers, from failures of this rank's own."""
+    """Tell the user's mistakes, outages, and a rank that only lost its peers, from failures of this rank's own."""
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, Refitted):
         return "fitted"
+    if isinstance(error, StoreUnavailable):
+        return "outage"
     import torch.distributed as dist
 
     lost_peer = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "store->get")

@@ -108,7 +108,7 @@ def sign_of(failure: Failure) -> Sign:
         failure.attempt,
         rank=failure.rank,
         step=failure.step,
-        traceback="" if kind == "user" else failure.traceback,
+        traceback="" if failure.kind in ("user", "outage") else failure.traceback,
         peer=failure.kind == "peer",
     )
 

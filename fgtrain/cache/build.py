@@ -1,7 +1,8 @@
 """Make shards: `python -m fgtrain.cache.build`, a job as JSON on standard input, progress as lines on standard output.
 
 A process of its own, so that it decodes on every core without threads in the process that trains. A shard is written
-under a name that nobody reads, synced, and renamed when it is whole: whatever kills this, finished shards stay.
+under a name that nobody reads, synced, and renamed when it is whole: whatever kills this, finished shards stay. Objects
+are read for the last time here: what is not on the local disk is not put there, and what is goes with its shard done.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,9 +22,10 @@ from typing import Any
 
 import msgspec
 
+from fgtrain import errors
 from fgtrain.cache.shards import SEAL_BYTES, Item, Shard
 from fgtrain.data import Data, Sample
-from fgtrain.errors import Corrupt, KeyExists, KeyMissing, StoreUnavailable
+from fgtrain.errors import Corrupt, FglaunchError, KeyExists, KeyMissing, StoreUnavailable
 from fgtrain.pictures import PictureFiles
 from fgtrain.preparation import Preparation
 from fgtrain.stores import Store, open_store
@@ -54,11 +57,16 @@ class Job(msgspec.Struct):
 
 
 class Told(msgspec.Struct, omit_defaults=True):
-    """A line of progress: pictures done since the last, and those that could not be decoded, with the reasons."""
+    """A line of progress: pictures done since the last, and those that could not be decoded, with the reasons.
+
+    `failed`: why this is the last line; `class_`: what kind of error that was, one of `fgtrain.errors`, or "OSError" of
+    the cache's folder; "" of any other exception, whose traceback is on standard error.
+    """
 
     done: int = 0
     bad: list[tuple[str, str]] = []
     failed: str = ""
+    class_: str = ""
 
 
 def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
@@ -66,6 +74,8 @@ def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
 
     Raises:
         OSError: no room, or the folder cannot be written to.
+        StoreUnavailable: the objects that the pictures are cannot be had just now.
+        UserError: they cannot be had until the user mends something.
     """
     folder = Path(job.folder)
     for stale in folder.glob(".*.part"):  # of builders that were killed: there is no other one now
@@ -75,10 +85,16 @@ def build(job: Job, data: PictureFiles, told: Callable[[Told], None]) -> None:
         for task, shard in [(t, s) for t in job.tasks for s in t.shards]:
             if store and _fetch(store, shard, folder):
                 told(Told(len(shard.items)))
-                continue
-            _build_shard(shard, task, folder, data, pool, told)
-            if store:
-                _offer(store, shard, folder)
+            else:
+                _build_shard(shard, task, folder, data, pool, told)
+                if store:
+                    _offer(store, shard, folder)
+            data.drop(samples_of(shard, task.names))
+
+
+def samples_of(shard: Shard, names: dict[str, str]) -> list[Sample]:
+    """Return the samples that a shard's pictures are made from; `names` are by digest."""
+    return [Sample(names[item.digest], 0) for item in shard.items if item.digest in names]
 
 
 def _build_shard(
@@ -131,7 +147,7 @@ def _pixels(data: PictureFiles, sample: Sample, item: Item, prepare: Preparation
     """
     from fgtrain.decoding import decode
 
-    content, where = data.load(sample), str(data.path(sample))
+    content, where = data.load(sample, hold=False), str(data.path(sample))
     if hashlib.sha256(content).hexdigest() != item.digest:
         raise Corrupt(f"{where}: has changed since the cache was planned")
     found = decode(content, where, prepare)
@@ -181,7 +197,7 @@ def _teller() -> Callable[[Told], None]:
     def tell(one: Told) -> None:
         sum_.done += one.done
         if one.bad or one.failed or time.monotonic() - last[0] >= _PERIOD_S or not one.done:
-            print(msgspec.json.encode(Told(sum_.done, one.bad, one.failed)).decode(), flush=True)
+            print(msgspec.json.encode(msgspec.structs.replace(one, done=sum_.done)).decode(), flush=True)
             last[0], sum_.done = time.monotonic(), 0
 
     return tell
@@ -199,11 +215,22 @@ def main() -> int:
     tell = _teller()
     try:
         build(job, data, tell)
-    except OSError as error:
-        tell(Told(failed=f"{error.filename or job.folder}: {error.strerror}"))
+    except Exception as error:
+        tell(failure(error, job.folder))
         return EXIT_TOLD
     tell(Told())
     return 0
+
+
+def failure(error: Exception, folder: str) -> Told:
+    """Put into a line what ended the builder of a folder; `fgtrain.cache.ready.complain` makes an error of it again."""
+    if isinstance(error, OSError):
+        return Told(failed=f"{error.filename or folder}: {error.strerror}", class_="OSError")
+    if isinstance(error, FglaunchError):
+        known = next(c.__name__ for c in type(error).__mro__ if vars(errors).get(c.__name__) is c)
+        return Told(failed=f"{error}", class_=known)
+    traceback.print_exception(error)
+    return Told(failed=f"{type(error).__name__}: {error}")
 
 
 def read_lines(lines: Iterator[bytes]) -> Iterator[Told]:

@@ -1,4 +1,7 @@
-"""What is known of a data set's files, so that they are read once only: as git's index, by size and time."""
+"""What is known of a data set's files, so that they are not read again to know it: as git's index, by size and time.
+
+Objects that are read for this stay on the local disk as far as they may, for the builder (`fgtrain.cache.build`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from fgtrain.errors import Corrupt
 from fgtrain.pictures import PictureFiles, Signature
 
 _THREADS = 16  # most of the time they wait for the disk or the network
+_FORMAT = 2  # raised when what was noted may be wrong: 1 had TIFFs that lie on their side in the wrong size
 _SAVE_EVERY = 500  # files: what is lost at most when this is killed
 
 
@@ -73,7 +77,7 @@ def _read(data: PictureFiles, sample: Sample, signatures: dict[str, Signature]) 
 
 
 def _id(data: PictureFiles) -> str:
-    return hashlib.sha256(f"{data.folder()}".encode(errors="surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(f"{_FORMAT} {data.folder()}".encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _load(file: Path) -> dict[str, Known]:

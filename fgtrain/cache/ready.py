@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
+from fgtrain import errors
 from fgtrain.cache import cache_place
-from fgtrain.cache.build import EXIT_TOLD, Job, Task, Told, read_lines
+from fgtrain.cache.build import EXIT_TOLD, Job, Task, Told, read_lines, samples_of
 from fgtrain.cache.catalogue import look
 from fgtrain.cache.reader import Cached, spots
 from fgtrain.cache.shards import Item, Shard, makers, shards
 from fgtrain.data import Images, Index, Sample, Split
-from fgtrain.errors import UserError
+from fgtrain.errors import FglaunchError, UserError
 from fgtrain.parts import to_json
 from fgtrain.pictures import PictureFiles
 from fgtrain.preparation import Preparation, preparation
@@ -117,6 +118,7 @@ def make_ready(
 
     Raises:
         UserError: there is no room, it cannot be written, or (`data.on_bad_image=fail`) a picture cannot be decoded.
+        StoreUnavailable: the objects that the pictures are cannot be had just now; the next call goes on from here.
     """
     data, place = recipe.data, place or cache_place()
     if recipe.loader.cache == "off":
@@ -157,22 +159,21 @@ def _build_missing(
     data: PictureFiles, index: Index, place: Path, store: str | None, turn: int
 ) -> Generator[Progress, None, None]:
     folder = place / "pixels"
-    todo = []
+    tasks: list[Task] = []
     for split in _SPLITS:
         layout = yield from plan(data, index.split(split), split, place)
-        todo.append((layout, missing(layout, folder)))
-    lacking = {s.name: s.bytes_ for _, some in todo for s in some}
-    require_room(sum(lacking.values()), shutil.disk_usage(folder).free, folder)
-    tasks = [Task(layout.prepare, _turned(some, turn), layout.names) for layout, some in todo if some]
-    if not tasks:
-        return
+        if some := missing(layout, folder):
+            tasks.append(Task(layout.prepare, _turned(some, turn), layout.names))
+    lacking = {s.name: s.bytes_ for t in tasks for s in t.shards}
+    have_room(data, tasks, shutil.disk_usage(folder).free, folder)
     what = f"preparing {sum(lacking.values()) / 1e9:.1f} GB of pictures"
     total, done = sum(len(s.items) for t in tasks for s in t.shards), 0
     job = Job(msgspec.Raw(to_json(data)), tasks, str(folder), _cores(), store)
-    for told in _run(job):
+    for told in _run(job) if tasks else ():
         done += told.done
         complain(data, told)
         yield Progress(what, done, total)
+    data.drop(sample for split in _SPLITS for sample in index.split(split))  # of pictures that a builder had no use for
 
 
 def _turned(some: list[Shard], turn: int) -> list[Shard]:
@@ -183,6 +184,32 @@ def _turned(some: list[Shard], turn: int) -> list[Shard]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def have_room(data: PictureFiles, tasks: Sequence[Task], free: int, folder: Path) -> None:
+    """See that the cache fits, beside the objects that it is made from; if it fits only without, they go.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    todo = {s.name: (s.bytes_, samples_of(s, t.names)) for t in tasks for s in t.shards}
+    held = [(bytes_, data.held_bytes(samples)) for bytes_, samples in todo.values()]
+    require_room(sum(bytes_ for bytes_, _ in held), free + sum(objects for _, objects in held), folder)
+    if peak(held) + _SPARE_BYTES > free:
+        data.drop(sample for _, samples in todo.values() for sample in samples)
+
+
+def peak(shards: Iterable[tuple[int, int]]) -> int:
+    """Return how much more of the disk is taken at most while shards are built one after the other.
+
+    Args:
+        shards: bytes of each, and of the objects on the disk that go when it is done.
+    """
+    most = now = 0
+    for bytes_, objects in shards:
+        most = max(most, now := now + bytes_)
+        now -= objects
+    return most
 
 
 def require_room(needed: int, free: int, folder: Path) -> None:
@@ -200,15 +227,22 @@ def require_room(needed: int, free: int, folder: Path) -> None:
 
 
 def complain(data: PictureFiles, told: Told) -> None:
-    """See that nothing is wrong that the user should mend.
+    """See that nothing is wrong.
 
     Raises:
-        UserError: it cannot go on, or a picture is bad and the policy is to fail.
+        UserError: the cache's folder fails, or a picture is bad and the policy is to fail.
+        FglaunchError: what the builder met, of the same class.
+        RuntimeError: the builder failed for another reason.
     """
-    if told.failed:
+    if told.class_ == "OSError":
         raise UserError(
             f"loader.cache: {told.failed}; make room or set FGLAUNCH_CACHE to another folder, or --set loader.cache=off"
         )
+    if told.class_:
+        again: type[FglaunchError] = getattr(errors, told.class_)
+        raise again(told.failed)
+    if told.failed:
+        raise RuntimeError(f"preparing pictures failed: {told.failed}; the traceback is above")
     if told.bad and data.on_bad_image == "fail":
         raise UserError(f"{told.bad[0][1]}; remove it, or go on without it: --set data.on_bad_image=skip")
 
@@ -224,7 +258,7 @@ def _run(job: Job) -> Iterator[Told]:
             process.stdin.close()
         yield from read_lines(_lines(process.stdout))
         if process.wait() not in (0, EXIT_TOLD):
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; it says why above")
+            raise RuntimeError(f"the process that prepares pictures ended with {process.returncode}, without a word")
     finally:
         process.kill()
         process.wait()

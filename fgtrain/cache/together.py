@@ -32,7 +32,7 @@ def ready_together(
     no collective waits for the slowest node and the run is seen to move.
 
     Raises:
-        UserError: see `make_ready`.
+        UserError, StoreUnavailable: see `make_ready`.
     """
     if recipe.loader.cache == "off":
         return True

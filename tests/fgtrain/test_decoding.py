@@ -57,14 +57,56 @@ def test_grey_jpegs_become_rgb() -> None:
     np.testing.assert_array_equal(decode(data, "x"), by_pillow(data))
 
 
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "JPEG": ("JPEG", {}),
+    "progressive JPEG": ("JPEG", {"progressive": True}),
+    "PNG": ("PNG", {}),
+    "WebP": ("WEBP", {}),
+    "lossless WebP": ("WEBP", {"lossless": True}),
+    "TIFF": ("TIFF", {}),
+    "LZW TIFF": ("TIFF", {"compression": "tiff_lzw"}),
+    "JPEG in TIFF": ("TIFF", {"compression": "jpeg"}),
+    "BMP": ("BMP", {}),
+    "GIF": ("GIF", {}),
+}
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_is_turned_upright_and_its_size_is_known_before(orientation: int) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_is_turned_upright_and_its_size_is_known_before(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(busy(), "JPEG", exif=exif)
+    format_, options = FORMATS[kind]
+    data = encoded(busy(), format_, exif=exif, **options)
     pixels = decode(data, "x")
     np.testing.assert_array_equal(pixels, by_pillow(data))
     assert size(data, "x") == (pixels.shape[1], pixels.shape[0])
+    lies = orientation > 4 and format_ not in ("BMP", "GIF")  # these two have no place for it
+    assert size(data, "x") == ((61, 83) if lies else (83, 61))
+
+
+def xmp(orientation: int) -> bytes:
+    return f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+
+
+@pytest.mark.parametrize("orientation", (1, 3, 6, 8))
+@pytest.mark.parametrize(("format_", "options"), [("TIFF", {"tiffinfo": {700: None}}), ("WEBP", {"xmp": None})])
+def test_an_orientation_told_by_xmp_counts_in_the_size_too(
+    format_: str, options: dict[str, Any], orientation: int
+) -> None:
+    word = xmp(orientation)
+    data = encoded(busy(), format_, **{k: word if v is None else {700: word} for k, v in options.items()})
+    pixels = decode(data, "x")
+    np.testing.assert_array_equal(pixels, by_pillow(data))
+    assert size(data, "x") == (pixels.shape[1], pixels.shape[0]) == ((61, 83) if orientation > 4 else (83, 61))
+
+
+@pytest.mark.parametrize("orientation", (0, 6, 9, 700))
+def test_prepared_tiffs_are_of_the_size_that_their_header_names(orientation: int) -> None:
+    data = encoded(busy(), "TIFF", tiffinfo={0x0112: orientation})
+    prepare = Preparation(16)
+    pixels = decode(data, "x", prepare)
+    assert (pixels.shape[1], pixels.shape[0]) == prepare.size(*size(data, "x"))
 
 
 @pytest.mark.parametrize("kind", ("JPEG", "PNG"))

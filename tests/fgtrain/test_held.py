@@ -53,6 +53,19 @@ def test_the_limit_holds_for_many_writers_and_after_a_lost_ledger(tmp_path: Path
     assert held_bytes(tmp_path) >= 700
 
 
+def test_what_is_dropped_makes_room_for_others(tmp_path: Path) -> None:
+    Held(tmp_path / "none", 100).drop(["a"])
+    assert not (tmp_path / "none").exists()
+    held = Held(tmp_path, 100)
+    for name in "abc":
+        held.put(name, bytes(30))
+    assert [held.bytes_of(name) for name in "cd"] == [30, 0]
+    held.drop(["a", "c", "d", "a"])
+    for name in "de":
+        held.put(name, bytes(30))  # as far as the limit, with b
+    assert [held.has(name) for name in "abcde"] == [False, True, False, True, True]
+
+
 def test_what_is_too_large_or_cannot_be_written_is_not_held(tmp_path: Path) -> None:
     held = Held(tmp_path, 10)
     held.put("large", bytes(11))

@@ -12,7 +12,10 @@ import torch
 from fgtrain.checkpointing import checkpoint, is_checkpointed
 from fgtrain.errors import UserError
 from fgtrain.oom import is_oom
-from fgtrain.profiler import SETTLE, Profiler
+from fgtrain.place import Place
+from fgtrain.profiler import SETTLE, Profiler, make_profiler
+from fgtrain.runstore import RunStore
+from fgtrain.stores.memory import MemoryStore
 from fgtrain.trace import SPANS, summarise
 
 Told = list[tuple[int, Path, str]]
@@ -44,6 +47,38 @@ def test_without_steps_nothing_is_recorded(tmp_path: Path) -> None:
     run(Profiler(0, tmp_path), 5)
     run(Profiler(9, tmp_path), SETTLE)
     assert not list(tmp_path.iterdir())
+
+
+def attempt(runs: RunStore, folder: Path, notes: list[str], steps: int, *, rank: int = 0) -> Profiler:
+    """Run an attempt of so many steps, the last of which is not the run's."""
+    profiler = make_profiler(2, runs, Place(rank, 2, rank, torch.device("cpu")), folder, notes.append)
+    run(profiler, steps)
+    return profiler
+
+
+def test_the_first_attempt_that_gets_so_far_is_profiled_and_no_other(tmp_path: Path) -> None:
+    runs, notes = RunStore(MemoryStore(f"{tmp_path}"), "run"), list[str]()
+    attempt(runs, tmp_path, notes, SETTLE)
+    attempt(runs, tmp_path, notes, SETTLE + 9, rank=1)
+    assert not notes
+    attempt(runs, tmp_path, notes, SETTLE + 9)
+    (note,) = notes
+    key = f"runs/run/profile/step-{SETTLE + 2}.json.gz"
+    assert note.startswith("profile of rank 0, 2 steps of ") and key in note
+    assert json.loads(gzip.decompress(runs.store.get(key)))["traceEvents"]
+    for steps in (SETTLE, SETTLE + 9):
+        attempt(runs, tmp_path, notes, steps).run_ends()
+    assert len(notes) == 1
+
+
+def test_a_run_without_a_step_to_profile_says_so_at_its_end(tmp_path: Path) -> None:
+    runs, notes = RunStore(MemoryStore(f"{tmp_path}"), "run"), list[str]()
+    attempt(runs, tmp_path, notes, 2)
+    attempt(runs, tmp_path, notes, SETTLE, rank=1).run_ends()
+    assert not notes
+    attempt(runs, tmp_path, notes, SETTLE).run_ends()
+    assert notes == ["--profile 2: no step was left to profile after the 3 that an attempt takes to settle"]
+    Profiler().run_ends()
 
 
 def test_errors_that_mean_no_memory_are_told_from_others() -> None:

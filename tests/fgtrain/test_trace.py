@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgtrain.trace import length, overlap, spell, summarise, union
+from fgtrain.trace import SPANS, Device, length, less, overlap, spell, summarise, union
 
 intervals = st.lists(
     st.tuples(st.integers(0, 50), st.integers(1, 9)).map(lambda t: (float(t[0]), float(t[0] + t[1]))), max_size=9
@@ -37,7 +39,7 @@ def step(at: float) -> list[dict[str, Any]]:
 
 def test_waiting_for_others_is_taken_out_of_the_backward_pass() -> None:
     found = summarise([*step(0), *step(100), event("fglaunch.data", 900, 50), {"ph": "M", "name": "process_name"}])
-    assert (found.steps, found.total, found.hidden, found.busy) == (2, 200, 10, None)
+    assert (found.steps, found.total, found.hidden, found.device) == (2, 200, 10, None)
     expected = {"data": 40, "forward": 20, "backward": 50, "communication": 34, "optimizer": 10, "snapshot": 6}
     assert found.spans == expected
     text = spell(found)
@@ -45,14 +47,51 @@ def test_waiting_for_others_is_taken_out_of_the_backward_pass() -> None:
     assert "20.0%" in text and "other" in text
 
 
-def test_a_device_is_summed_up_by_its_own_events() -> None:
-    kernels = [event("sgemm", 10, 50, "kernel"), event("ncclDevKernel_AllReduce_Sum_f32", 50, 30, "kernel")]
-    found = summarise([*step(0)[:4], *kernels])
-    assert found.hidden == 10
-    assert found.spans["communication"] == 20
-    assert found.spans["backward"] == 40, "the host does not wait for the device"
-    assert found.busy == 70
-    assert "busy 70.0%" in spell(found)
+def on_device(at: float) -> list[dict[str, Any]]:
+    """A device's part of a step, in us: it copies 10, 5 of them behind kernels, computes 50, exchanges 30, 10 of them
+    behind kernels, copies 5 behind the exchange, and rests.
+    """
+    return [
+        event("Memcpy HtoD (Pinned -> Device)", at + 5, 10, "gpu_memcpy"),
+        event("sgemm", at + 10, 30, "kernel"),
+        event("relu", at + 30, 30, "kernel"),
+        event("ncclDevKernel_AllReduce_Sum_f32", at + 50, 30, "kernel"),
+        event("Memcpy DtoH (Device -> Pinned)", at + 70, 5, "gpu_memcpy"),
+        event("fglaunch.backward", at + 30, 50, "gpu_user_annotation"),
+        event("nccl:all_reduce", at + 50, 30, "gpu_user_annotation"),
+        event("nccl:all_reduce", at + 40, 25, "user_annotation"),  # the host queues it
+    ]
+
+
+def test_a_devices_time_is_told_apart_from_the_hosts() -> None:
+    late = event("sgemm", 205, 90, "kernel")  # after the steps
+    found = summarise([*step(0), *on_device(0), *step(100), *on_device(100), late])
+    assert found.spans == {
+        "data": 40,
+        "forward": 20,
+        "backward": 80,  # the host does not wait for the device
+        "communication": 4,  # ... but for the other hosts
+        "optimizer": 10,
+        "snapshot": 6,
+    }
+    assert found.device == Device(compute=100, copies=10, communication=40, idle=50)
+    assert found.hidden == 20
+
+
+def test_each_block_of_a_devices_profile_adds_up_to_the_step() -> None:
+    text = spell(summarise([*step(0), *on_device(0)]))
+    head, host, device = re.split(r"^  the device's time:$|(?<=host's time:)$", text, flags=re.M)
+    assert head == "1 steps of 0.1 ms, the host's time:"
+    for block, names in ((host, [*SPANS, "other"]), (device, ["compute", "copies", "communication", "idle"])):
+        assert re.findall(r"^  (\w+) .*%$", block, flags=re.M) == names
+        assert sum(float(share) for share in re.findall(r"([\d.]+)%", block)) == pytest.approx(100)
+    assert "communication behind computation" in device
+
+
+def test_a_device_that_only_exchanges_is_one() -> None:
+    found = summarise([event("fglaunch.step", 0, 100), event("ncclKernel_AllGather", 90, 30, "kernel")])
+    assert (found.device, found.hidden) == (Device(0, 0, 10, 90), 0)
+    assert found.spans["communication"] == 0
 
 
 def test_a_trace_without_whole_steps_has_nothing_to_say() -> None:
@@ -65,3 +104,14 @@ def test_overlap_is_what_both_cover(a: list[tuple[float, float]], b: list[tuple[
     covered = [{x for lo, hi in some for x in range(int(lo), int(hi))} for some in (a, b)]
     assert math.isclose(length(union(a)), len(covered[0]))
     assert math.isclose(length(overlap(union(a), union(b))), len(covered[0] & covered[1]))
+    assert math.isclose(length(less(union(a), union(b))), len(covered[0] - covered[1]))
+
+
+@given(intervals, intervals, intervals)
+def test_all_of_a_devices_time_is_told_once(
+    a: list[tuple[float, float]], b: list[tuple[float, float]], c: list[tuple[float, float]]
+) -> None:
+    kinds = (("sgemm", "kernel", a), ("ncclKernel", "kernel", b), ("Memcpy", "gpu_memcpy", c))
+    events = [event(name, start, end - start, cat) for name, cat, some in kinds for start, end in some]
+    found = summarise([event("fglaunch.step", 5, 30), event("fglaunch.step", 35, 10), *events])
+    assert found.device is None if not events else math.isclose(sum(found.device or ()), found.total)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgtrain.errors import StoreUnavailable
 from fgtrain.notice import LEAVES
 from fgtrain.runstore import Failure
+from fgtrain.worker import _kind as kind_of
 from launcher.failures import (
     KINDS,
     Poison,
@@ -181,6 +183,16 @@ def test_before_any_step_the_attempts_beginning_counts_and_before_any_attempt_th
     assert poison.repeated([error("early", None, 0, rank=0)], {}) is None
     assert poison.repeated([error("early", None, 0, rank=1)], {}) is None
     assert poison.repeated([error("early", None, 0, rank=1)], {}) is not None
+
+
+def test_an_outage_may_come_twice_at_the_same_step_and_is_told_in_a_line() -> None:
+    poison = Poison()
+    kind = kind_of(StoreUnavailable("store s3://b: no connection"))
+    sign = sign_of(reported(kind, "store s3://b: no connection", step=7))
+    assert (sign.kind, sign.traceback) == ("error", "")
+    assert poison.repeated([sign], {}) is None
+    assert poison.repeated([sign._replace(attempt=2)], {}) is None
+    assert sign_of(reported("outage", "store file:///b: the disk is full")).kind == "capacity"
 
 
 def test_lost_peers_are_never_poison() -> None:

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from fgtrain.cache import ready
-from fgtrain.cache.build import Job, Task, Told, build, read_lines
+from fgtrain.cache.build import Job, Task, Told, build, failure, read_lines
 from fgtrain.cache.ready import Layout, complain, make_ready, missing, plan, require_room, source
 from fgtrain.cache.together import ready_together
 from fgtrain.data import Index
 from fgtrain.data.imagefolder import ImageFolder
-from fgtrain.errors import Corrupt, UserError
+from fgtrain.errors import Corrupt, StoreUnavailable, UserError
 from fgtrain.journal import Journal
 from fgtrain.models.timm import Timm
 from fgtrain.parts import to_json
@@ -98,6 +98,22 @@ def test_what_is_built_is_what_decoding_gives_for_shares_of_the_picture_too(
     assert not cached.read(0).flags.writeable  # it is mapped, not decoded
 
 
+@pytest.mark.parametrize("orientation", (1, 3, 6, 8))
+def test_pictures_of_any_format_that_lie_on_their_side_are_cached(
+    data: ImageFolder, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 37, 3), dtype=np.uint8))
+    for sample, format_ in zip(data.index().train, ("TIFF", "JPEG", "PNG", "WEBP"), strict=False):
+        data.path(sample).write_bytes(encoded(picture, format_, exif=exif))
+    told: list[Told] = []
+    build(job_of(data, layout_of(data, tmp_path / "cache"), tmp_path / "cache"), data, told.append)
+    assert not [t.bad for t in told if t.bad]
+    assert differences(data) == 0
+
+
 def test_without_a_cache_or_with_a_damaged_one_pictures_are_decoded(data: ImageFolder, tmp_path: Path) -> None:
     assert differences(data) == 0
     place = tmp_path / "cache"
@@ -146,6 +162,51 @@ def test_a_picture_that_cannot_be_decoded_ends_it_or_is_left_to_the_loader(data:
     with pytest.raises(Corrupt, match=r"0\.jpg: cannot be decoded"):
         cached.read(0)
     assert cached.read(4).shape == (16, 20, 3)
+
+
+def test_an_outage_of_the_store_is_one_where_the_builders_word_arrives(
+    data: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    there = replace(data, root="s3://nowhere/x")
+    job = job_of(there, layout_of(data, tmp_path / "cache"), tmp_path / "cache")
+    with pytest.raises(StoreUnavailable, match=r"s3://nowhere/x.*127\.0\.0\.1:9"):
+        for told in ready._run(job):
+            complain(there, told)
+    assert not list((tmp_path / "cache" / "pixels").glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "class_", "message"),
+    [
+        (UserError("store s3://b: access denied; grant it"), UserError, "^store s3://b: access denied; grant it$"),
+        (StoreUnavailable("store s3://b: 503"), StoreUnavailable, "^store s3://b: 503$"),
+        (
+            OSError(28, "No space left on device"),
+            UserError,
+            "^loader.cache: /cache: No space left on device; make room",
+        ),
+        (OSError(30, "Read-only", "/a"), UserError, "^loader.cache: /a: Read-only; make room"),
+        (MemoryError("42 GB"), RuntimeError, "MemoryError: 42 GB"),
+    ],
+)
+def test_what_ends_the_builder_is_raised_as_what_it_is(error: Exception, class_: type[Exception], message: str) -> None:
+    line = msgspec.json.encode(failure(error, "/cache"))
+    (told,) = read_lines(iter([b"no line of progress", line]))
+    with pytest.raises(class_, match=message) as raised:
+        complain(ImageFolder(), told)
+    assert type(raised.value) is class_
+
+
+def test_a_builder_that_ends_without_a_word_is_no_success(
+    data: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="ended with 1, without a word"):
+        list(ready._run(job_of(data, layout_of(data, tmp_path), tmp_path)))
 
 
 def test_a_killed_builder_leaves_nothing_that_is_read_and_the_next_one_goes_on(
