@@ -37,18 +37,20 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
     changeover_s: float = 0.0
 
     def later(self, seconds: float, nodes: int, per_node_s: float | None, step: int) -> Spend:
-        """Return what it is after `nodes` nodes were held for some more seconds, and the run is at `step`."""
+        """Return what it is after `nodes` nodes were held for some more seconds, and the run is at `step`.
+
+        A step that was taken before is none: who goes on with a run begins at its last snapshot.
+        """
         per_s = nodes * (per_node_s or 0.0)
         cost = None if per_node_s is None and self.cost is None else (self.cost or 0.0) + seconds * per_s
-        moved = step != self.step
         return msgspec.structs.replace(
             self,
             seconds=self.seconds + seconds,
             node_s=self.node_s + nodes * seconds,
             cost=cost,
             per_s=per_s,
-            step=step,
-            since=self.seconds + seconds if moved else self.since,
+            step=max(self.step, step),
+            since=self.seconds + seconds if step > self.step else self.since,
         )
 
 

@@ -81,6 +81,13 @@ def set_limits(runs: RunStore, asked: Limits) -> None:
         runs.write("limits.json", new)
 
 
+def go_back(runs: RunStore, step: int) -> None:
+    """Count a run's steps from an earlier one on, which it was told to go back to."""
+    spend = read_spend(runs)
+    if step < spend.step:
+        runs.write("spend.json", msgspec.structs.replace(spend, step=step))
+
+
 class Meter:
     """Counts, for the supervisor, what a run costs, and says when it has to end.
 
@@ -101,18 +108,14 @@ class Meter:
         self.limits, self._spend = read_limits(runs), read_spend(runs)
         self._spend = msgspec.structs.replace(self._spend, since=self._spend.seconds)
         self._last = self._written = clock()
-        self._paced: tuple[float, int] | None = None  # when, and at which step, the first step was seen
+        self._begun: int | None = None  # the step at the first tick
+        self._paced: tuple[float, int] | None = None  # when, and at which step, the first later one was seen
         self._told: set[str] = set()
 
     @property
     def pace(self) -> Pace:
         """The run's pace so far."""
         return Pace(self._spend.step_s, self._spend.changeover_s)
-
-    @property
-    def step(self) -> int:
-        """How far the run had got when it was last counted, by whomever."""
-        return self._spend.step
 
     def goes(self, pace: Pace) -> None:
         """Keep the run's pace with what it costs."""
@@ -147,8 +150,9 @@ class Meter:
         if now >= deadline:
             self._tell_once(f"the deadline has passed at step {step} of {self._steps}; the run goes on")
             return
-        if self._paced is None or step < self._paced[1]:
-            self._paced = (now, step) if step else None
+        self._begun = step if self._begun is None else self._begun
+        if self._paced is None:  # what passes before the run gets going is no pace
+            self._paced = (now, step) if step > self._begun else None
             return
         needs_s = _needs_s(now - self._paced[0], step - self._paced[1], self._steps - step)
         if needs_s is not None and needs_s > _BEHIND * (deadline - now):

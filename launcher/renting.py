@@ -73,8 +73,7 @@ class Renter:
             yield None
             return
         for spot in (True, False):
-            done = max(step, self._meter.step)  # a run that is gone on with has not said yet where it is
-            kind = wanted(self._aim, self._pacer.pace, self._clock.time(), done, spot=spot)
+            kind = wanted(self._aim, self._pacer.pace, self._clock.time(), step, spot=spot)
             if kind is Capacity.NONE and may_wait:
                 self._waits = True
                 return

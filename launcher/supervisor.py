@@ -104,6 +104,7 @@ class Supervisor:
         earlier = last_term(self._runs)
         office = take_office(self._runs, self._cluster_name, self._world)
         self._post = Post(self._runs, office, self._cluster_name, self._run.plan.steps, self._clock)
+        self._listener.step = max(0, self._runs.newest_step())  # where the run goes on
         if earlier and self._fleet.adopt(earlier):
             self._take_over(earlier)
             return None
@@ -127,7 +128,7 @@ class Supervisor:
     def _take_over(self, earlier: Term) -> None:
         self._note(f"taking over from supervisor {earlier.number} on {earlier.host}: its agents go on")
         status = read_status(self._runs)
-        self._listener.step = status.step if status else 0
+        self._listener.step = max(self._listener.step, status.step if status else 0)
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         self._news.skip("errors")

@@ -100,6 +100,7 @@ def go_back(runs: RunStore, step: int) -> None:
     """
     with turn(runs.store) as mine:
         manifest, newer = abandon_after(mine, runs, step)
+    limits.go_back(runs, manifest.step)
     for folder in foreground.node_folders(runs):  # a newer state in host memory must not win over the user's word
         for memory in memory_folders(runs.run, folder):
             forget(memory)

@@ -154,3 +154,14 @@ def test_run_that_begins_without_spot_machines_begins_on_demand() -> None:
     cluster.none.add("spot")
     assert run.supervise() == Outcome("finished", 0)
     assert kinds(cluster) == ["on-demand"]
+
+
+def test_what_was_done_before_counts_when_a_run_is_gone_on_with() -> None:
+    run, cluster = scene(2200.0)
+    run.at(310.0, lambda: run.runs.write("stop", {}))
+    assert run.supervise().state == "stopped"
+    assert run.training.committed >= 250
+    cluster.give_back("run")
+    run.clock.sleep(1160.0 - 310.0)  # all 1,000 steps would be a matter for on-demand machines now
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["spot", "spot"]

@@ -278,8 +278,7 @@ class FakeTraining:
         self.step += 1
         self._event("step", step=self.step)
         if self.commits and self.step % 5 == 0:
-            self.committed = self.step
-            self._event("snapshot", step=self.step, bytes_new=0)
+            self._commit()
         if self.step >= self._steps:
             self._runs.write("result.json", Result(step=self.step, weights="", last={}, best={}, bad_images=0))
             for agent in self._members:
@@ -291,10 +290,15 @@ class FakeTraining:
 
     def _leave(self) -> None:
         assert self.step is not None
-        self.committed = self.step
-        self._event("snapshot", step=self.step, bytes_new=0)
+        self._commit()
         for agent in self._members:
             agent.end(75)
+
+    def _commit(self) -> None:
+        assert self.step is not None
+        self.committed = self.step
+        self._runs.store.put(self._runs.key(f"manifests/{self.step:010d}-{self.attempt:05d}"), b"")
+        self._event("snapshot", step=self.step, bytes_new=0)
 
     def _event(self, kind: str, **fields: object) -> None:
         line = json.dumps({"event": kind, "time": self._cluster.clock.time(), **fields})
