@@ -111,7 +111,7 @@ def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, por
     finally:
         display.close()
     conclude(runs, outcome)
-    if outcome.state in ("finished", "failed"):  # who has stopped a run may go on with it soon
+    if outcome.needs_no_nodes:
         give_back(run.name, found)
     return outcome.exit_code
 

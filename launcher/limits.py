@@ -15,7 +15,6 @@ from fgtrain.lease import read_limits, read_spend
 from fgtrain.limits import Limits, exceeded
 from fgtrain.runstore import RunStore
 from launcher.buying import Pace
-from launcher.deadline import Capacity
 from launcher.money import Prices
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -102,9 +101,12 @@ class Meter:
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Count for a run of `steps` steps; `tell` is told, once each, when a deadline will be or is missed."""
+        """Count for a run of `steps` steps, by the price of spot nodes until `holds` says otherwise.
+
+        `tell` is told, once each, when a deadline will be or is missed.
+        """
         self._runs, self._steps, self._tell, self._clock = runs, steps, tell, clock
-        self._prices, self._per_node_s = prices, prices.spot / 3600 if prices else None
+        self.holds(prices.spot if prices else None)
         self.limits, self._spend = read_limits(runs), read_spend(runs)
         self._spend = msgspec.structs.replace(self._spend, since=self._spend.seconds)
         self._last = self._written = clock()
@@ -121,11 +123,9 @@ class Meter:
         """Keep the run's pace with what it costs."""
         self._spend = msgspec.structs.replace(self._spend, step_s=pace.step_s, changeover_s=pace.changeover_s)
 
-    def holds(self, kind: Capacity) -> None:
-        """Count by the price of this kind of nodes from now on; nothing for none."""
-        if self._prices:
-            per_hour = {Capacity.SPOT: self._prices.spot, Capacity.ON_DEMAND: self._prices.on_demand}
-            self._per_node_s = per_hour.get(kind, 0.0) / 3600
+    def holds(self, per_node_hour: float | None) -> None:
+        """Count by this price of a node's hour from now on; None: it is not known."""
+        self._per_node_s = None if per_node_hour is None else per_node_hour / 3600
 
     def tick(self, nodes: int, step: int) -> str | None:
         """Count the time since the last tick for `nodes` nodes; returns why the run must end now, if so.

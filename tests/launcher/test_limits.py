@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import Offer
 from cluster.local import LocalCluster
 from fgtrain.errors import UserError
 from fgtrain.lease import read_limits, read_spend
@@ -255,6 +256,15 @@ def test_users_word_on_prices_wins_over_the_backends(tmp_path: Path) -> None:
     assert money.prices_of(mine, KnowsItsPrices()) == Prices(2.0, 2.0)
     assert money.prices_of(Terms(None, None), KnowsItsPrices()) == Prices(1.0, 4.0)
     assert money.prices_of(Terms(None, None), LocalCluster(tmp_path, tmp_path)) is None
+
+
+def test_rented_nodes_cost_what_they_were_taken_for_unless_the_user_says() -> None:
+    spot, on_demand = (Offer("here", "machine", 4, kind, 12.0) for kind in (True, False))
+    unsaid, said = Terms(None, None), Terms(Prices(1.0, 2.0), None)
+    assert money.rate_of(unsaid, spot) == 3.0
+    assert [money.rate_of(said, offer) for offer in (spot, on_demand)] == [1.0, 2.0]
+    assert money.rate_of(unsaid, spot._replace(dollars_per_hour=0.0)) is None
+    assert money.rate_of(Terms(Prices(0.0, 0.0), None), spot) == 0.0
 
 
 def test_lasting_clusters_have_a_lease_by_default() -> None:

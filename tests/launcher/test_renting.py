@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def scene(deadline_s: float | None) -> tuple[Scene, RentingCluster]:
     return found, made[0]
 
 
-def lost(cluster: RentingCluster, *gone: str) -> object:
+def lost(cluster: RentingCluster, *gone: str) -> Callable[[FakeTraining], None]:
     """Return a fault: the machines are taken away, once, and these kinds are not to be had any more."""
     met: list[bool] = []
 
@@ -96,7 +97,7 @@ def kinds(cluster: RentingCluster) -> list[str]:
 
 def test_lost_spot_machines_are_replaced_by_spot_ones_while_there_is_time() -> None:
     run, cluster = scene(10_000.0)
-    run.training.faults[200] = lost(cluster)  # type: ignore[assignment]
+    run.training.faults[200] = lost(cluster)
     assert run.supervise() == Outcome("finished", 0)
     assert kinds(cluster) == ["spot", "spot"]
     assert not run.noted("on-demand")
@@ -104,7 +105,7 @@ def test_lost_spot_machines_are_replaced_by_spot_ones_while_there_is_time() -> N
 
 def test_run_ahead_of_its_pace_waits_for_spot_machines_and_pays_nothing_meanwhile() -> None:
     run, cluster = scene(10_000.0)
-    run.training.faults[300] = lost(cluster, "spot")  # type: ignore[assignment]
+    run.training.faults[300] = lost(cluster, "spot")
     run.at(1300.0, cluster.none.clear)
     assert run.supervise() == Outcome("finished", 0)
     assert kinds(cluster) == ["spot", "spot"]
@@ -119,7 +120,7 @@ def test_run_ahead_of_its_pace_waits_for_spot_machines_and_pays_nothing_meanwhil
 
 def test_run_that_would_miss_its_deadline_goes_on_with_on_demand_machines_at_their_price() -> None:
     run, cluster = scene(2200.0)
-    run.training.faults[300] = lost(cluster, "spot")  # type: ignore[assignment]
+    run.training.faults[300] = lost(cluster, "spot")
     assert run.supervise() == Outcome("finished", 0)
     assert kinds(cluster) == ["spot", "on-demand"]
     assert run.noted("the machines are on-demand ones now")
@@ -133,7 +134,7 @@ def test_run_that_would_miss_its_deadline_goes_on_with_on_demand_machines_at_the
 
 def test_tight_deadline_takes_no_risk_although_spot_machines_are_there() -> None:
     run, cluster = scene(1050.0)
-    run.training.faults[300] = lost(cluster)  # type: ignore[assignment]
+    run.training.faults[300] = lost(cluster)
     assert run.supervise() == Outcome("finished", 0)
     assert kinds(cluster) == ["spot", "on-demand"]
 
@@ -141,12 +142,38 @@ def test_tight_deadline_takes_no_risk_although_spot_machines_are_there() -> None
 def test_without_a_deadline_the_settings_choose() -> None:
     run, cluster = scene(None)
     cluster.prefer("run", spot=False)
-    run.training.faults[300] = lost(cluster)  # type: ignore[assignment]
+    run.training.faults[300] = lost(cluster)
     assert run.supervise() == Outcome("finished", 0)
     assert kinds(cluster) == ["on-demand", "on-demand"]
     spend = read_spend(run.runs)
     assert spend.cost is not None
     assert spend.cost > 3 * 1000, "counted by the kind that is held"
+
+
+def test_money_is_counted_at_what_the_machines_were_taken_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "says-nothing-of-prices.toml"))
+    run, cluster = scene(None)
+    cluster.dollars["spot"] = 3 * 3600.0
+
+    def dearer(training: FakeTraining) -> None:
+        cluster.dollars["spot"] = 5 * 3600.0
+        take(training)
+
+    take = lost(cluster)
+    run.training.faults[300] = dearer
+    assert run.supervise() == Outcome("finished", 0)
+    assert kinds(cluster) == ["spot", "spot"]
+    spend, took = read_spend(run.runs), [cluster.rented[1][0] - cluster.rented[0][0], run.clock.now()]
+    due = 2 * (3 * took[0] + 5 * (took[1] - cluster.rented[1][0]))
+    assert spend.cost == pytest.approx(due, rel=0.02)
+
+
+def test_money_of_machines_without_a_price_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "says-nothing-of-prices.toml"))
+    run, cluster = scene(None)
+    cluster.dollars["spot"] = 0.0
+    assert run.supervise() == Outcome("finished", 0)
+    assert read_spend(run.runs).cost is None
 
 
 def test_run_that_begins_without_spot_machines_begins_on_demand() -> None:

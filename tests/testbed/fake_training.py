@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Node, Offer, Unreachable
+from cluster import ClusterError, Command, Hardware, Held, Node, Offer, Unreachable
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -143,21 +143,26 @@ class FakeCluster:
 
 
 class RentingCluster(FakeCluster):
-    """Machines of two kinds for rent. While `none` names a kind, that is not to be had."""
+    """Machines of two kinds for rent. While `none` names a kind, that is not to be had.
+
+    `dollars` are what an hour of a machine costs, by kind, at the next renting.
+    """
 
     def __init__(self, clock: FakeClock, hosts: int) -> None:
         super().__init__(clock, hosts)
         self.none: set[str] = set()
         self.rented: list[tuple[float, str]] = []  # when, and which kind
+        self.dollars = {"spot": 3600.0, "on-demand": 7200.0}
         self._spot, self._held = True, ""
+        self._offer: Offer | None = None
 
     def prefer(self, run: str, *, spot: bool) -> None:
         self._spot = spot
 
-    def holds_spot(self, run: str) -> bool | None:
-        return self._held == "spot" if self._held else None
+    def held(self, run: str) -> Held | None:
+        return Held(self._offer, len(self.rented)) if self._held and self._offer else None
 
-    def offers(self, count: int) -> list[Offer]:
+    def offers(self, count: int, *, spot: bool | None = None) -> list[Offer]:
         return []
 
     def give_back(self, run: str) -> None:
@@ -173,6 +178,7 @@ class RentingCluster(FakeCluster):
             if kind in self.none:
                 raise ClusterError(f"no {kind} machines")
             self._held = kind
+            self._offer = Offer("here", "machine", 2, kind == "spot", 2 * self.dollars[kind])
             self.rented.append((self.clock.now(), kind))
 
     def take_away(self) -> None:
