@@ -9,7 +9,7 @@ import msgspec
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run ends: money, hours of nodes being held, a deadline (Unix seconds), hours without a step.
+    """Where a run ends: money, hours of supervision, a deadline (Unix seconds), hours without a step.
 
     The deadline is no end: a run that misses it goes on, and says so.
     """
@@ -23,7 +23,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Spend(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has cost: seconds supervised, node-seconds held, money (None: prices are not known).
 
-    `per_s` is what a second costs now. `since` says from when on no step was taken, in seconds of `seconds`.
+    `per_s` is what a second costs now. `since` is when the last step was taken, in seconds of `seconds`; it goes on
+    with them while no node is held, so that what lies between the two is time in which nodes were held for nothing.
     `step_s` and `changeover_s` are the run's pace (0: not known): what a step takes while it trains, and a loss.
     """
 
@@ -50,8 +51,13 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
             cost=cost,
             per_s=per_s,
             step=max(self.step, step),
-            since=self.seconds + seconds if step > self.step else self.since,
+            since=self._since(seconds, nodes, step),
         )
+
+    def _since(self, seconds: float, nodes: int, step: int) -> float:
+        if step > self.step:
+            return self.seconds + seconds
+        return self.since if nodes else self.since + seconds
 
 
 def exceeded(limits: Limits, spend: Spend) -> str | None:

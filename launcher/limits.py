@@ -106,7 +106,8 @@ class Meter:
         `tell` is told, once each, when a deadline will be or is missed.
         """
         self._runs, self._steps, self._tell, self._clock = runs, steps, tell, clock
-        self.holds(prices.spot if prices else None)
+        self._held = True
+        self._per_node_s = prices.spot / 3600 if prices else None
         self.limits, self._spend = read_limits(runs), read_spend(runs)
         self._spend = msgspec.structs.replace(self._spend, since=self._spend.seconds)
         self._last = self._written = clock()
@@ -125,16 +126,21 @@ class Meter:
 
     def holds(self, per_node_hour: float | None) -> None:
         """Count by this price of a node's hour from now on; None: it is not known."""
+        self._held = True
         self._per_node_s = None if per_node_hour is None else per_node_hour / 3600
 
+    def holds_none(self) -> None:
+        """Count no nodes, whoever waits for them, until `holds` is called."""
+        self._held = False
+
     def tick(self, nodes: int, step: int) -> str | None:
-        """Count the time since the last tick for `nodes` nodes; returns why the run must end now, if so.
+        """Count the time since the last tick for `nodes` nodes, if they are held; returns why the run must end, if so.
 
         Raises:
             StoreError: what was counted cannot be written; it is not forgotten.
         """
         now = self._clock()
-        self._spend = self._spend.later(max(0.0, now - self._last), nodes, self._per_node_s, step)
+        self._spend = self._spend.later(max(0.0, now - self._last), nodes if self._held else 0, self._per_node_s, step)
         self._last = now
         self._mind_deadline(now, step)
         reason = exceeded(self.limits, self._spend)

@@ -88,9 +88,11 @@ class Renter:
         if self._cluster is None:
             return
         held = self._cluster.held(self._run.name)
-        self._meter.holds(rate_of(self._terms, held.offer) if held else 0.0)
-        if held:
-            self._tell(held)
+        if held is None:
+            self._meter.holds_none()
+            return
+        self._meter.holds(rate_of(self._terms, held.offer))
+        self._tell(held)
 
     def _tell(self, held: Held) -> None:
         kind = Capacity.SPOT if held.offer.spot else Capacity.ON_DEMAND

@@ -200,6 +200,15 @@ def test_spend_only_grows_and_never_more_than_by_the_price(ticks: list[tuple[flo
         spend = after
 
 
+@given(st.lists(st.tuples(amounts, st.integers(0, 2), st.integers(0, 5)), max_size=20))
+def test_idle_time_is_what_nodes_were_held_for_since_the_last_step(ticks: list[tuple[float, int, int]]) -> None:
+    spend, idle_s = Spend(), 0.0
+    for seconds, nodes, step in ticks:
+        idle_s = 0.0 if step > spend.step else idle_s + seconds if nodes else idle_s
+        spend = spend.later(seconds, nodes, None, step)
+        assert spend.seconds - spend.since == pytest.approx(idle_s, abs=1e-6)
+
+
 def test_no_limit_is_never_exceeded() -> None:
     assert exceeded(Limits(), Spend(seconds=1e9, cost=1e9)) is None
     assert exceeded(Limits(max_cost=1.0), Spend(seconds=1e9)) is None  # no price, no cost

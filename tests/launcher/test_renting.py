@@ -14,6 +14,7 @@ from fgtrain.limits import Limits
 from launcher.buying import Aim, Pace, Pacer, wanted
 from launcher.deadline import Capacity
 from launcher.outcome import Outcome
+from launcher.supervision import KEY, Supervision, changed
 from tests.launcher.test_supervisor import Scene
 from tests.testbed.fake_training import FakeTraining, RentingCluster
 
@@ -116,6 +117,26 @@ def test_run_ahead_of_its_pace_waits_for_spot_machines_and_pays_nothing_meanwhil
     spend = read_spend(run.runs)
     assert spend.cost is not None
     assert 1000 < spend.cost < 1200, "two nodes cost one a second"
+
+
+def test_time_that_a_run_waits_for_machines_is_not_idle() -> None:
+    run, cluster = scene(10_000.0)
+    run.runs.write("limits.json", Limits(deadline=run.run.created + 10_000.0, max_idle_hours=0.1))
+    run.training.faults[300] = lost(cluster, "spot")
+    run.at(1300.0, cluster.none.clear)
+    assert run.supervise() == Outcome("finished", 0)
+    assert cluster.rented[1][0] - cluster.rented[0][0] > 900
+    spend = read_spend(run.runs)
+    assert spend.node_s < 2 * 1200, "nor are nodes counted that are not held"
+
+
+def test_machines_that_are_held_for_nothing_are_idle() -> None:
+    run, _ = scene(10_000.0)
+    run.runs.write("limits.json", Limits(deadline=run.run.created + 10_000.0, max_idle_hours=0.1))
+    run.runs.write(KEY, changed(Supervision(), ["watchdog.floor_s=100000"]))
+    run.training.faults[300] = lambda training: training.frozen.update({0, 1})
+    outcome = run.supervise()
+    assert outcome.message.startswith("--max-idle 0.1: no step for 0.10 h")
 
 
 def test_run_that_would_miss_its_deadline_goes_on_with_on_demand_machines_at_their_price() -> None:
