@@ -25,7 +25,7 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
 
     `per_s` is what a second costs now. `since` is when the last step was taken, in seconds of `seconds`; it goes on
     with them while no node is held, so that what lies between the two is time in which nodes were held for nothing.
-    `step_s` and `changeover_s` are the run's pace (0: not known): what a step takes while it trains, and a loss.
+    `step_s` and `changeover_s` are the run's pace (0: not known): what a step takes while it trains, and new machines.
     """
 
     seconds: float = 0.0

@@ -33,12 +33,14 @@ class Renter:
         deadline = meter.limits.deadline
         self._aim = None if deadline is None else Aim(run.plan.steps, run.created, deadline)
         self._kind: Capacity | None = None
+        self._number: int | None = None  # of what is held
         self._waits = False
 
-    def look(self, attempt: int, step: int) -> None:
-        """Learn the run's pace, and count what it holds now."""
+    def look(self, attempt: int, step: int, *, waits: bool) -> None:
+        """Learn the run's pace, and count what it holds now; `waits`: nothing is started on that now, on purpose."""
         self.count()
-        self._pacer.look(self._clock.time(), attempt, step)
+        waits = waits or (self._cluster is not None and self._number is None)
+        self._pacer.look(self._clock.time(), attempt, step, waits=waits)
         self._meter.goes(self._pacer.pace)
 
     def rent(self, step: int, have: Callable[[], T], *, may_wait: bool = True) -> T:
@@ -56,17 +58,26 @@ class Renter:
         refused: ClusterError | None = None
         for kind in self._kinds(step, may_wait):
             try:
-                if self._two_kinds and kind:
-                    self._two_kinds.prefer(self._run.name, spot=kind is Capacity.SPOT)
-                return have()
+                return self._rent(kind, have)
             except ClusterError as error:
                 refused = error
-            finally:
                 self.count()
         assert refused is not None
         if self._waits:
             raise Waits(f"no spot machines ({refused}); the deadline leaves time to wait for them")
         raise refused
+
+    def _rent(self, kind: Capacity | None, have: Callable[[], T]) -> T:
+        """Have machines of a kind, and tell the pacer when they are others than before."""
+        if self._two_kinds and kind:
+            self._two_kinds.prefer(self._run.name, spot=kind is Capacity.SPOT)
+        self.count()
+        before, asked = self._number, self._clock.time()
+        found = have()
+        self.count()
+        if self._number not in (None, before):
+            self._pacer.rented(asked)
+        return found
 
     def _kinds(self, step: int, may_wait: bool) -> Iterator[Capacity | None]:
         """Yield what to try, one after the other; None: what the settings say."""
@@ -88,6 +99,7 @@ class Renter:
         if self._cluster is None:
             return
         held = self._cluster.held(self._run.name)
+        self._number = held.number if held else None
         if held is None:
             self._meter.holds_none()
             return

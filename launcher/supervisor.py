@@ -205,7 +205,7 @@ class Supervisor:
             return self._give_way()
         if self._runs.exists("stop"):
             return Outcome("stopped", 0, "stopped on request")
-        self._renter.look(self._incidents.newest, self._listener.step)
+        self._renter.look(self._incidents.newest, self._listener.step, waits=self._fleet.waits(now))
         if limit := self._meter.tick(len(self._fleet.seats), self._listener.step):
             return Outcome("stopped", EXIT_LIMIT, limit)
         for attempt in self._news.read("attempts", Attempt):

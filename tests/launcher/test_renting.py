@@ -32,21 +32,62 @@ def priced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pace_is_learned_from_steps_and_not_from_what_lies_between_attempts() -> None:
     pacer = Pacer(Pace())
+    pacer.rented(-30.0)
     for now, attempt, step in [(0, 0, 0), (40, 1, 1), (42, 1, 2), (46, 1, 4), (47, 1, 4)]:
         pacer.look(now, attempt, step)
-    assert pacer.pace == Pace(step_s=2.0, changeover_s=40.0)
+    assert pacer.pace == Pace(step_s=2.0, changeover_s=70.0)
     for now, attempt, step in [(60, 1, 4), (100, 2, 4), (103, 2, 5), (105, 2, 6)]:
         pacer.look(now, attempt, step)
-    assert pacer.pace == Pace(step_s=2.0, changeover_s=103.0 - 46.0)
+    assert pacer.pace == Pace(step_s=2.0, changeover_s=70.0), "the machines stayed"
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 100.0), st.integers(0, 1), st.integers(0, 5)), max_size=40))
-def test_pace_is_never_negative(moves: list[tuple[float, int, int]]) -> None:
-    pacer, now, attempt, step = Pacer(Pace()), 0.0, 1, 0
-    for pause, again, steps in moves:
+def test_changeover_is_from_asking_for_the_machines_to_the_first_step_that_is_new() -> None:
+    pacer = Pacer(Pace(changeover_s=100.0))
+    pacer.look(0, 1, 50)
+    for now in (10, 2000):  # they are lost, and waited for
+        pacer.look(now, 1, 50, waits=True)
+    pacer.rented(2000.0)
+    for now, step in [(2040, 50), (2050, 45), (2070, 50), (2080, 51)]:  # launched; what was lost is done again
+        pacer.look(now, 2, step)
+    assert pacer.pace.changeover_s == pytest.approx(100.0 - 20.0 / 3)
+
+
+def test_machines_that_are_lost_before_a_step_make_no_changeover() -> None:
+    pacer = Pacer(Pace())
+    pacer.look(0, 1, 50)
+    pacer.rented(10.0)
+    pacer.look(300, 1, 50)
+    pacer.look(700, 1, 50, waits=True)
+    pacer.rented(710.0)
+    pacer.look(740, 2, 51)
+    assert pacer.pace.changeover_s == 30.0
+
+
+def test_one_long_changeover_is_forgotten_in_time() -> None:
+    pacer = Pacer(Pace(changeover_s=5000.0))
+    pacer.look(0, 1, 0)
+    for number in range(1, 16):
+        pacer.rented(100.0 * number)
+        pacer.look(100.0 * number + 60, number + 1, number)
+    assert pacer.pace.changeover_s == pytest.approx(60.0, rel=0.2)
+
+
+@given(
+    st.floats(0.0, 1000.0),
+    st.lists(st.tuples(st.floats(0.1, 100.0), st.integers(0, 1), st.integers(0, 5), st.booleans()), max_size=40),
+)
+def test_changeover_is_within_what_was_seen_however_long_was_waited(
+    known: float, moves: list[tuple[float, int, int, bool]]
+) -> None:
+    pacer, now, attempt, step, seen = Pacer(Pace(changeover_s=known)), 0.0, 1, 0, 0.0
+    for pause, again, steps, waits in moves:
         now, attempt, step = now + pause, attempt + again, step + steps
-        pacer.look(now, attempt, step)
-    assert min(pacer.pace) >= 0
+        seen += 0.0 if waits else pause
+        pacer.look(now, attempt, step, waits=waits)
+        if again:
+            pacer.rented(now)
+        assert min(pacer.pace) >= 0
+        assert pacer.pace.changeover_s <= max(known, seen) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +158,17 @@ def test_run_ahead_of_its_pace_waits_for_spot_machines_and_pays_nothing_meanwhil
     spend = read_spend(run.runs)
     assert spend.cost is not None
     assert 1000 < spend.cost < 1200, "two nodes cost one a second"
+    assert spend.changeover_s < 30, "what it waits is the policy's own choice"
+
+
+def test_changeover_has_the_launch_in_it_but_no_refusal_and_no_back_off() -> None:
+    run, cluster = scene(None)
+    cluster.launch_s = 50.0
+    run.training.faults[300] = lost(cluster, "spot")
+    run.at(600.0, cluster.none.clear)
+    assert run.supervise() == Outcome("finished", 0)
+    assert cluster.rented[1][0] - cluster.rented[0][0] > 500
+    assert 50 < read_spend(run.runs).changeover_s < 80
 
 
 def test_time_that_a_run_waits_for_machines_is_not_idle() -> None:

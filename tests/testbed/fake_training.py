@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -145,7 +146,7 @@ class FakeCluster:
 class RentingCluster(FakeCluster):
     """Machines of two kinds for rent. While `none` names a kind, that is not to be had.
 
-    `dollars` are what an hour of a machine costs, by kind, at the next renting.
+    `dollars` are what an hour of a machine costs, by kind, at the next renting, which takes `launch_s`.
     """
 
     def __init__(self, clock: FakeClock, hosts: int) -> None:
@@ -153,7 +154,9 @@ class RentingCluster(FakeCluster):
         self.none: set[str] = set()
         self.rented: list[tuple[float, str]] = []  # when, and which kind
         self.dollars = {"spot": 3600.0, "on-demand": 7200.0}
+        self.launch_s = 0.0
         self._spot, self._held = True, ""
+        self._one = threading.Lock()
         self._offer: Offer | None = None
 
     def prefer(self, run: str, *, spot: bool) -> None:
@@ -173,10 +176,16 @@ class RentingCluster(FakeCluster):
         return node
 
     def make_ready(self, node: Node) -> None:
+        with self._one:
+            self._have()
+
+    def _have(self) -> None:
         kind = "spot" if self._spot else "on-demand"
         if not self._held:
             if kind in self.none:
                 raise ClusterError(f"no {kind} machines")
+            if self.launch_s:
+                self.clock.sleep(self.launch_s)
             self._held = kind
             self._offer = Offer("here", "machine", 2, kind == "spot", 2 * self.dollars[kind])
             self.rented.append((self.clock.now(), kind))
