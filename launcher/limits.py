@@ -66,8 +66,8 @@ def check_priced(asked: Limits, prices: Prices | None) -> None:
         raise UserError("--max-cost: no price is known; set price_per_node_hour for the cluster in clusters.toml")
 
 
-def set_limits(runs: RunStore, asked: Limits) -> None:
-    """Record the limits asked for beside those that a run has, unless it is beyond them already.
+def set_limits(runs: RunStore, asked: Limits) -> Limits:
+    """Record the limits asked for beside those that a run has, unless it is beyond them already; returns them all.
 
     Raises:
         UserError: it is.
@@ -78,6 +78,7 @@ def set_limits(runs: RunStore, asked: Limits) -> None:
         raise UserError(f"{reason}; say a higher one to go on")
     if new != old:
         runs.write("limits.json", new)
+    return new
 
 
 def go_back(runs: RunStore, step: int) -> None:

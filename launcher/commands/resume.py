@@ -57,9 +57,9 @@ def call(args: argparse.Namespace) -> int:
     check_data(run)
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)
+    deadline = limits.set_limits(runs, asked).deadline is not None
     if not queue:
-        foreground.make_ready(runs, cluster_name, cluster, world)
-    limits.set_limits(runs, asked)
+        foreground.make_ready(runs, cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
     _record(runs, run, settings, args)
