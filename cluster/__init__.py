@@ -263,12 +263,21 @@ class Offer(NamedTuple):
         return f"{self.dollars_per_hour:.2f} $/h: {self.nodes} x {self.machine} ({kind}) in {self.where}"
 
 
+class Held(NamedTuple):
+    """Machines that are rented for a run: what was taken, and a number that those before and after do not have."""
+
+    offer: Offer
+    number: int
+
+
 @runtime_checkable
 class Rented(Protocol):
     """What a cluster may offer beside `Cluster`: machines rented for a run, once its first node is made ready."""
 
-    def offers(self, count: int) -> list[Offer]:
+    def offers(self, count: int, *, spot: bool | None = None) -> list[Offer]:
         """Return what `count` nodes could be rented as, in the order in which it would be tried; rents nothing.
+
+        `spot`: of this kind only, whatever the settings say.
 
         Raises:
             ClusterError: nothing fits, or nobody can be asked.
@@ -280,6 +289,9 @@ class Rented(Protocol):
         Raises:
             ClusterError: nothing is to be had.
         """
+
+    def held(self, run: str) -> Held | None:
+        """Return what is rented for a run; None: nothing, or it is known to be lost."""
 
     def give_back(self, run: str) -> None:
         """End the rent of a run's machines; no error if there is none.
@@ -295,9 +307,6 @@ class TwoKinds(Rented, Protocol):
 
     def prefer(self, run: str, *, spot: bool) -> None:
         """Rent machines of this kind for a run from now on, whatever the settings say; what is rented stays."""
-
-    def holds_spot(self, run: str) -> bool | None:
-        """Tell whether a run's machines are spot ones; None: none are rented."""
 
 
 def equal_share(machine: Hardware, index: int, sharers: int) -> Hardware:

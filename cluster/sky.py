@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from cluster import ClusterError, Command, Hardware, Node, Offer, Process, Report, Unreachable, _sky_pods
+from cluster import ClusterError, Command, Hardware, Held, Node, Offer, Process, Report, Unreachable, _sky_pods
 from cluster import _sky_task as words
 from cluster._sky_queue import JOB, SkyQueue
 from cluster._sky_rent import Landlord, Rent
@@ -103,22 +103,28 @@ class SkyCluster:
 
     # -- renting --------------------------------------------------------------------------------------------------
 
-    def offers(self, count: int) -> list[Offer]:
+    def offers(self, count: int, *, spot: bool | None = None) -> list[Offer]:
         """See `Rented`."""
         config = self._landlord.task("offer", count)
+        if spot is not None:
+            config["resources"] = words.of_kind(config["resources"], spot=spot)
         return [words.parse_offer(raw) for raw in self._landlord.ask("offers", config=config)]
 
     def prices(self) -> NodePrices | None:
-        """Return what an hour of a node costs where it costs least; None if it is not to be had both ways."""
-        found = []
-        for spot in (True, False):
-            config = self._landlord.task("offer", 1)
-            config["resources"]["use_spot"] = spot
-            try:
-                found.append(words.parse_offer(self._landlord.ask("offers", config=config)[0]).dollars_per_hour)
-            except ClusterError:
-                return None
-        return NodePrices(*found)
+        """Return what an hour of a node costs where it costs least; None if that is not known.
+
+        A kind that is not to be had costs what the other does.
+        """
+        spot, on_demand = self._price(spot=True), self._price(spot=False)
+        if not spot and not on_demand:  # what SkyPilot knows no price of costs 0
+            return None
+        return NodePrices(spot or on_demand, on_demand or spot)
+
+    def _price(self, *, spot: bool) -> float:
+        try:
+            return self.offers(1, spot=spot)[0].dollars_per_hour
+        except ClusterError:
+            return 0.0
 
     def inspect(self) -> list[Report]:
         """See `Inspectable`. Nothing is rented for it: what a node could be, and which SkyPilot says so."""
@@ -134,11 +140,12 @@ class SkyCluster:
         """See `TwoKinds`."""
         self._landlord.prefer(words.cluster_name(run), spot=spot)
 
-    def holds_spot(self, run: str) -> bool | None:
-        """See `TwoKinds`."""
+    def held(self, run: str) -> Held | None:
+        """See `Rented`."""
         cluster = words.cluster_name(run)
         rent = self._landlord.rent(cluster)
-        return None if rent is None or self._landlord.is_gone(cluster, rent.serial) else rent.offer.spot
+        gone = rent is None or self._landlord.is_gone(cluster, rent.serial)
+        return None if rent is None or gone else Held(rent.offer, rent.serial)
 
     def give_back(self, run: str) -> None:
         """See `Rented`."""

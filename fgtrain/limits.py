@@ -9,7 +9,7 @@ import msgspec
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run ends: money, hours of nodes being held, a deadline (Unix seconds), hours without a step.
+    """Where a run ends: money, hours of supervision, a deadline (Unix seconds), hours without a step.
 
     The deadline is no end: a run that misses it goes on, and says so.
     """
@@ -23,8 +23,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Spend(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has cost: seconds supervised, node-seconds held, money (None: prices are not known).
 
-    `per_s` is what a second costs now. `since` says from when on no step was taken, in seconds of `seconds`.
-    `step_s` and `changeover_s` are the run's pace (0: not known): what a step takes while it trains, and a loss.
+    `per_s` is what a second costs now. `since` is when the last step was taken, in seconds of `seconds`; it goes on
+    with them while no node is held, so that what lies between the two is time in which nodes were held for nothing.
+    `step_s` and `changeover_s` are the run's pace (0: not known): what a step takes while it trains, and new machines.
     """
 
     seconds: float = 0.0
@@ -37,19 +38,26 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True):
     changeover_s: float = 0.0
 
     def later(self, seconds: float, nodes: int, per_node_s: float | None, step: int) -> Spend:
-        """Return what it is after `nodes` nodes were held for some more seconds, and the run is at `step`."""
+        """Return what it is after `nodes` nodes were held for some more seconds, and the run is at `step`.
+
+        A step that was taken before is none: who goes on with a run begins at its last snapshot.
+        """
         per_s = nodes * (per_node_s or 0.0)
         cost = None if per_node_s is None and self.cost is None else (self.cost or 0.0) + seconds * per_s
-        moved = step != self.step
         return msgspec.structs.replace(
             self,
             seconds=self.seconds + seconds,
             node_s=self.node_s + nodes * seconds,
             cost=cost,
             per_s=per_s,
-            step=step,
-            since=self.seconds + seconds if moved else self.since,
+            step=max(self.step, step),
+            since=self._since(seconds, nodes, step),
         )
+
+    def _since(self, seconds: float, nodes: int, step: int) -> float:
+        if step > self.step:
+            return self.seconds + seconds
+        return self.since if nodes else self.since + seconds
 
 
 def exceeded(limits: Limits, spend: Spend) -> str | None:

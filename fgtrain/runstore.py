@@ -242,6 +242,11 @@ class RunStore:
         """Return the names of all committed manifests, rising by step, then attempt."""
         return [e.key.rsplit("/", 1)[1] for e in self.store.list(self.key("manifests/"))]
 
+    def newest_step(self) -> int:
+        """Return the step of the newest committed snapshot, -1 if there is none."""
+        names = self.manifest_names()
+        return int(names[-1].partition("-")[0]) if names else -1
+
     def abandoned_names(self) -> list[str]:
         """Return the names of the manifests that were set aside, rising by step, then attempt."""
         return [e.key.rsplit("/", 1)[1] for e in self.store.list(self.key("abandoned/"))]

@@ -1,7 +1,7 @@
 """Spot or on-demand at each renting, so that a run meets its deadline: the policy of `launcher.deadline`, fed live.
 
-The work that is left is taken from the run's own pace, and the changeover from what its losses took so far. Both are
-kept in spend.json, so that whoever goes on with the run knows them.
+The work that is left is taken from the run's own pace, and the changeover from what new machines took so far until they
+trained. Both are kept in spend.json, so that whoever goes on with the run knows them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from launcher.deadline import Capacity, Job, Moment, uniform_progress
 CHANGEOVER_S = 600.0
 """From choosing machines to training on them, before it was seen."""
 
+_NEWEST = 1 / 3
+"""What the newest changeover counts for beside all those before."""
+
 ASK_AGAIN_S = 60.0
 """How often spot machines are asked for while the run can wait for them."""
 
 
 class Pace(NamedTuple):
-    """How a run goes: seconds a step while it trains, seconds from the last step before a loss to the next new one.
+    """How a run goes: seconds a step while it trains, seconds from asking for machines to the first new step on them.
 
-    0: not known yet.
+    The latter has lost work in it, which is done again before; what is waited for is not in it. 0: not known yet.
     """
 
     step_s: float = 0.0
@@ -35,20 +38,36 @@ class Pacer:
         self.pace = known
         self._attempt = 0
         self._mark: tuple[float, int] | None = None  # when, in this attempt, which step was seen first
-        self._moved: tuple[float, int] | None = None  # when the furthest step was seen, and which
+        self._furthest: int | None = None
+        self._change: tuple[float, float] | None = None  # what it has taken so far, and until when that was counted
 
-    def look(self, now: float, attempt: int, step: int) -> None:
-        """Take in where the run is, in seconds of any clock."""
+    def rented(self, asked: float) -> None:
+        """Take in that machines were had which were asked for at that time: a changeover began then."""
+        self._change = (0.0, asked)
+
+    def look(self, now: float, attempt: int, step: int, *, waits: bool = False) -> None:
+        """Take in where the run is, in seconds of any clock.
+
+        `waits`: there are no machines, or nothing is started on them on purpose. That belongs to no changeover.
+        """
+        if self._change is not None:
+            took_s, until = self._change
+            self._change = (took_s if waits else took_s + now - until, now)
         if attempt != self._attempt:
             self._attempt, self._mark = attempt, None
-        if self._moved is not None and step <= self._moved[1]:
+        if self._furthest is not None and step <= self._furthest:
             return
         if self._mark is not None and step > self._mark[1]:
             self.pace = self.pace._replace(step_s=(now - self._mark[0]) / (step - self._mark[1]))
-        elif self._mark is None and self._moved is not None:
-            self.pace = self.pace._replace(changeover_s=max(self.pace.changeover_s, now - self._moved[0]))
-        self._mark = self._mark or (now, step)
-        self._moved = (now, step)
+        if self._furthest is not None and self._change is not None:
+            self.pace = self.pace._replace(changeover_s=_reckoned(self.pace.changeover_s, self._change[0]))
+            self._change = None
+        self._mark, self._furthest = self._mark or (now, step), step
+
+
+def _reckoned(known_s: float, newest_s: float) -> float:
+    """Return what a changeover is reckoned to take after another one was seen."""
+    return known_s + _NEWEST * (newest_s - known_s) if known_s else newest_s
 
 
 class Aim(NamedTuple):

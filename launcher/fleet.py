@@ -59,6 +59,10 @@ class Fleet:
         """The nodes, by their number."""
         return [seat.node for seat in self.seats]
 
+    def waits(self, now: float) -> bool:
+        """Tell whether an agent is yet to be started, and not at once."""
+        return any(s.agent is None and (s.due is None or s.due > now) for s in self.seats)
+
     def seat(self, name: str) -> Seat | None:
         """Return a node's place, None if it has none (any more)."""
         return next((s for s in self.seats if s.node.name == name), None)

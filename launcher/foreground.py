@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Node, Rented
+from cluster import Cluster, ClusterError, Node, Rented, TwoKinds, Unreachable
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
@@ -46,9 +46,18 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None, 
     if port is not None:
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
-        return check_hardware(cluster.nodes(run.name, seat_count(world)), cluster, world)
+        return _check_nodes(cluster.nodes(run.name, seat_count(world)), cluster, world)
     check_training_installed(run.recipe, world.engine)
     return world_notes(world)
+
+
+def _check_nodes(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
+    try:
+        return check_hardware(nodes, cluster, world)
+    except Unreachable:
+        if isinstance(cluster, Rented):  # they were rented once, and may be lost: then others will be
+            return []
+        raise
 
 
 def check_hardware(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
@@ -84,14 +93,30 @@ def _check_port(run: str, cluster: Cluster, port: int) -> None:
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
-def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> None:
+def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World, *, deadline: bool = False) -> None:
     """Make the working folders of a run's nodes.
+
+    Machines that are to be rented are only looked for. Its supervisor has them rented, when it has chosen the kind:
+    either may do with a `deadline`.
 
     Raises:
         ClusterError: there are not enough nodes, or one cannot be made.
     """
     nodes = usable_nodes(runs, cluster_name, cluster, world)
+    if isinstance(cluster, Rented):
+        if cluster.held(runs.run) is None:
+            _check_offers(cluster, len(nodes), either=deadline and isinstance(cluster, TwoKinds))
+        return
     all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])])
+
+
+def _check_offers(cluster: Rented, count: int, *, either: bool) -> None:
+    try:
+        cluster.offers(count, spot=True if either else None)
+    except ClusterError:
+        if not either:
+            raise
+        cluster.offers(count, spot=False)
 
 
 def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> list[Node]:
@@ -111,7 +136,7 @@ def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, por
     finally:
         display.close()
     conclude(runs, outcome)
-    if outcome.state in ("finished", "failed"):  # who has stopped a run may go on with it soon
+    if outcome.needs_no_nodes:
         give_back(run.name, found)
     return outcome.exit_code
 

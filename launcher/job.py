@@ -78,12 +78,12 @@ def main() -> int:
         return 0
     job = msgspec.structs.replace(job, id=queue.own)
     runs.write("job.json", job)
-    before = newest_step(runs)
+    before = runs.newest_step()
     outcome = _supervise(run, runs, job, queue, notice)
     if outcome.state != "stopped" or outcome.exit_code == 0:
         conclude(runs, outcome)
         return outcome.exit_code
-    idle = 0 if newest_step(runs) > before else job.idle + 1
+    idle = 0 if runs.newest_step() > before else job.idle + 1
     return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
 
 
@@ -139,11 +139,6 @@ def _ask_again(runs: RunStore, job: Job, queue: Queue, tell: Callable[[str, str]
         runs.write("job.json", msgspec.structs.replace(job, id=successor))
         tell(WAITING, f"job {successor} follows job {job.id}")
     return EXIT_GOES_ON
-
-
-def newest_step(runs: RunStore) -> int:
-    """Return the step of the newest snapshot, -1 if there is none."""
-    return max((int(name.split("-")[0]) for name in runs.manifest_names()), default=-1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from fgtrain.lease import read_limits, read_spend
 from fgtrain.limits import Limits, exceeded
 from fgtrain.runstore import RunStore
 from launcher.buying import Pace
-from launcher.deadline import Capacity
 from launcher.money import Prices
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -67,8 +66,8 @@ def check_priced(asked: Limits, prices: Prices | None) -> None:
         raise UserError("--max-cost: no price is known; set price_per_node_hour for the cluster in clusters.toml")
 
 
-def set_limits(runs: RunStore, asked: Limits) -> None:
-    """Record the limits asked for beside those that a run has, unless it is beyond them already.
+def set_limits(runs: RunStore, asked: Limits) -> Limits:
+    """Record the limits asked for beside those that a run has, unless it is beyond them already; returns them all.
 
     Raises:
         UserError: it is.
@@ -79,6 +78,14 @@ def set_limits(runs: RunStore, asked: Limits) -> None:
         raise UserError(f"{reason}; say a higher one to go on")
     if new != old:
         runs.write("limits.json", new)
+    return new
+
+
+def go_back(runs: RunStore, step: int) -> None:
+    """Count a run's steps from an earlier one on, which it was told to go back to."""
+    spend = read_spend(runs)
+    if step < spend.step:
+        runs.write("spend.json", msgspec.structs.replace(spend, step=step))
 
 
 class Meter:
@@ -95,13 +102,18 @@ class Meter:
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Count for a run of `steps` steps; `tell` is told, once each, when a deadline will be or is missed."""
+        """Count for a run of `steps` steps, by the price of spot nodes until `holds` says otherwise.
+
+        `tell` is told, once each, when a deadline will be or is missed.
+        """
         self._runs, self._steps, self._tell, self._clock = runs, steps, tell, clock
-        self._prices, self._per_node_s = prices, prices.spot / 3600 if prices else None
+        self._held = True
+        self._per_node_s = prices.spot / 3600 if prices else None
         self.limits, self._spend = read_limits(runs), read_spend(runs)
         self._spend = msgspec.structs.replace(self._spend, since=self._spend.seconds)
         self._last = self._written = clock()
-        self._paced: tuple[float, int] | None = None  # when, and at which step, the first step was seen
+        self._begun: int | None = None  # the step at the first tick
+        self._paced: tuple[float, int] | None = None  # when, and at which step, the first later one was seen
         self._told: set[str] = set()
 
     @property
@@ -109,29 +121,27 @@ class Meter:
         """The run's pace so far."""
         return Pace(self._spend.step_s, self._spend.changeover_s)
 
-    @property
-    def step(self) -> int:
-        """How far the run had got when it was last counted, by whomever."""
-        return self._spend.step
-
     def goes(self, pace: Pace) -> None:
         """Keep the run's pace with what it costs."""
         self._spend = msgspec.structs.replace(self._spend, step_s=pace.step_s, changeover_s=pace.changeover_s)
 
-    def holds(self, kind: Capacity) -> None:
-        """Count by the price of this kind of nodes from now on; nothing for none."""
-        if self._prices:
-            per_hour = {Capacity.SPOT: self._prices.spot, Capacity.ON_DEMAND: self._prices.on_demand}
-            self._per_node_s = per_hour.get(kind, 0.0) / 3600
+    def holds(self, per_node_hour: float | None) -> None:
+        """Count by this price of a node's hour from now on; None: it is not known."""
+        self._held = True
+        self._per_node_s = None if per_node_hour is None else per_node_hour / 3600
+
+    def holds_none(self) -> None:
+        """Count no nodes, whoever waits for them, until `holds` is called."""
+        self._held = False
 
     def tick(self, nodes: int, step: int) -> str | None:
-        """Count the time since the last tick for `nodes` nodes; returns why the run must end now, if so.
+        """Count the time since the last tick for `nodes` nodes, if they are held; returns why the run must end, if so.
 
         Raises:
             StoreError: what was counted cannot be written; it is not forgotten.
         """
         now = self._clock()
-        self._spend = self._spend.later(max(0.0, now - self._last), nodes, self._per_node_s, step)
+        self._spend = self._spend.later(max(0.0, now - self._last), nodes if self._held else 0, self._per_node_s, step)
         self._last = now
         self._mind_deadline(now, step)
         reason = exceeded(self.limits, self._spend)
@@ -147,8 +157,9 @@ class Meter:
         if now >= deadline:
             self._tell_once(f"the deadline has passed at step {step} of {self._steps}; the run goes on")
             return
-        if self._paced is None or step < self._paced[1]:
-            self._paced = (now, step) if step else None
+        self._begun = step if self._begun is None else self._begun
+        if self._paced is None:  # what passes before the run gets going is no pace
+            self._paced = (now, step) if step > self._begun else None
             return
         needs_s = _needs_s(now - self._paced[0], step - self._paced[1], self._steps - step)
         if needs_s is not None and needs_s > _BEHIND * (deadline - now):

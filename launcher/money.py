@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from cluster import Offer
 from fgtrain.errors import UserError
 from fgtrain.lease import DEFAULT_S
 
@@ -78,6 +79,13 @@ def prices_of(terms: Terms, cluster: object) -> Prices | None:
     if terms.prices is None and isinstance(cluster, Priced):
         return cluster.prices()
     return terms.prices
+
+
+def rate_of(terms: Terms, offer: Offer) -> float | None:
+    """Return what an hour of a rented node costs: the user's word, else what it was taken for (None: no price)."""
+    if terms.prices:
+        return terms.prices.spot if offer.spot else terms.prices.on_demand
+    return offer.dollars_per_hour / offer.nodes or None
 
 
 def lease_of(terms: Terms, *, lasting: bool) -> float | None:

@@ -7,6 +7,7 @@ import msgspec
 from fgtrain.errors import StoreError
 from fgtrain.runstore import Result, RunFile, RunStore
 
+EXIT_LIMIT = 1
 EXIT_FENCED = 3
 EXIT_INTERRUPTED = 130
 
@@ -21,6 +22,12 @@ class Outcome(msgspec.Struct, frozen=True):
     exit_code: int
     message: str = ""
     traceback: str = ""
+
+    @property
+    def needs_no_nodes(self) -> bool:
+        """Whether nobody will go on soon: the run is over or has reached a limit. Who has stopped it may."""
+        limited = self.state == "stopped" and self.exit_code == EXIT_LIMIT
+        return limited or self.state in ("finished", "failed")
 
 
 def of_work(run: RunFile, runs: RunStore) -> Outcome:

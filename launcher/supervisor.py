@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cluster import Cluster, ClusterError, Unreachable
+from cluster import Cluster, ClusterError, Rented, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
 from launcher.buying import ASK_AGAIN_S
 from launcher.clock import Clock, SystemClock
-from launcher.clusters import lease_on, prices_on
+from launcher.clusters import lease_on, prices_on, terms_of
 from launcher.events import Event
 from launcher.failures import EXIT_NOTICED, Kind, Sign, spell_departure, spell_exit
 from launcher.feed import Feed
@@ -23,7 +23,7 @@ from launcher.interrupts import Interrupts
 from launcher.limits import Meter
 from launcher.listening import Listener
 from launcher.news import News
-from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, Outcome, is_done, of_work
+from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_LIMIT, Outcome, is_done, of_work
 from launcher.post import Post
 from launcher.renting import Renter, Waits
 from launcher.status import read_status
@@ -71,8 +71,9 @@ class Supervisor:
         self._incidents = Incidents(self._settings, run.name, world.engine)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
         self._listener = Listener(self._fleet, self._feed, self._incidents, self._guard, self._clock, show)
-        self._meter = Meter(runs, prices_on(cluster_name, cluster), run.plan.steps, self._note, self._clock.time)
-        self._renter = Renter(cluster, run, self._meter, self._clock, self._note)
+        prices = None if isinstance(cluster, Rented) else prices_on(cluster_name, cluster)  # else by what is taken
+        self._meter = Meter(runs, prices, run.plan.steps, self._note, self._clock.time)
+        self._renter = Renter(cluster, run, self._meter, terms_of(cluster_name), self._clock, self._note)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()
@@ -104,6 +105,7 @@ class Supervisor:
         earlier = last_term(self._runs)
         office = take_office(self._runs, self._cluster_name, self._world)
         self._post = Post(self._runs, office, self._cluster_name, self._run.plan.steps, self._clock)
+        self._listener.step = max(0, self._runs.newest_step())  # where the run goes on
         if earlier and self._fleet.adopt(earlier):
             self._take_over(earlier)
             return None
@@ -127,7 +129,7 @@ class Supervisor:
     def _take_over(self, earlier: Term) -> None:
         self._note(f"taking over from supervisor {earlier.number} on {earlier.host}: its agents go on")
         status = read_status(self._runs)
-        self._listener.step = status.step if status else 0
+        self._listener.step = max(self._listener.step, status.step if status else 0)
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         self._news.skip("errors")
@@ -203,9 +205,9 @@ class Supervisor:
             return self._give_way()
         if self._runs.exists("stop"):
             return Outcome("stopped", 0, "stopped on request")
-        self._renter.look(self._incidents.newest, self._listener.step)
+        self._renter.look(self._incidents.newest, self._listener.step, waits=self._fleet.waits(now))
         if limit := self._meter.tick(len(self._fleet.seats), self._listener.step):
-            return Outcome("stopped", 1, limit)
+            return Outcome("stopped", EXIT_LIMIT, limit)
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         for failure in self._news.read("errors", Failure):

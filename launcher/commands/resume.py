@@ -57,9 +57,9 @@ def call(args: argparse.Namespace) -> int:
     check_data(run)
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)
+    deadline = limits.set_limits(runs, asked).deadline is not None
     if not queue:
-        foreground.make_ready(runs, cluster_name, cluster, world)
-    limits.set_limits(runs, asked)
+        foreground.make_ready(runs, cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
     _record(runs, run, settings, args)
@@ -100,6 +100,7 @@ def go_back(runs: RunStore, step: int) -> None:
     """
     with turn(runs.store) as mine:
         manifest, newer = abandon_after(mine, runs, step)
+    limits.go_back(runs, manifest.step)
     for folder in foreground.node_folders(runs):  # a newer state in host memory must not win over the user's word
         for memory in memory_folders(runs.run, folder):
             forget(memory)

@@ -52,7 +52,8 @@ def call(args: argparse.Namespace) -> int:
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
     if not args.dry_run and not queue:
-        foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world)
+        deadline = asked.deadline is not None
+        foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
     if args.dry_run and queue:

@@ -99,11 +99,5 @@ def _conclude(
     short = [(begun_s + a, begun_s + b) for a, b in short_of(moves, world.nodes, took_s)]
     costs = measured(events, world.gpus, begun_s=begun_s, short=short)
     by_rank = {nodes * world.gpus: s for nodes, s in costs.step.items()}
-    done = run.plan.steps if outcome.state == "finished" else newest_step(runs)
+    done = run.plan.steps if outcome.state == "finished" else max(0, runs.newest_step())
     return Rehearsed(outcome, account(attempts, begun_s, begun_s + took_s, short, by_rank, done), costs, took_s)
-
-
-def newest_step(runs: RunStore) -> int:
-    """Return the step of the newest committed snapshot; 0 if there is none."""
-    names = runs.manifest_names()
-    return int(names[-1].partition("-")[0]) if names else 0

@@ -91,18 +91,62 @@ def program(cluster: SkyCluster, node: Node, source: str) -> Any:
     return cluster.start(node, Command("program", (node.python, "-c", source), {}))
 
 
+def of_spot(cluster: SkyCluster, run: str) -> bool:
+    held = cluster.held(run)
+    assert held is not None
+    return held.offer.spot
+
+
 def test_other_kind_of_machines_is_launched_when_it_is_preferred(own_bed: Bed) -> None:
     cluster = own_bed.open()
     assert isinstance(cluster, TwoKinds)
-    assert cluster.holds_spot("run") is None
+    assert cluster.held("run") is None
     cluster.prefer("run", spot=False)
     ready(cluster, "run", 1)
-    assert cluster.holds_spot("run") is False
+    assert of_spot(cluster, "run") is False
     cluster.prefer("run", spot=True)
     ready(cluster, "run", 1)
-    assert cluster.holds_spot("run") is False, "what is rented stays"
+    assert of_spot(cluster, "run") is False, "what is rented stays"
     ready(cluster, "other", 1)
-    assert cluster.holds_spot("other") is True, "as the settings say"
+    assert of_spot(cluster, "other") is True, "as the settings say"
+
+
+def test_what_was_taken_is_known_with_its_own_price(own_bed: Bed) -> None:
+    (own_bed.folder / "here-is-full").touch()
+    cluster = own_bed.open()
+    [node, _] = ready(cluster, "run", 2)
+    held = cluster.held("run")
+    assert held is not None
+    assert (held.offer.where, held.offer.nodes, held.offer.dollars_per_hour) == ("Fake/there", 2, 5.0)
+    assert cluster.offers(2)[0].dollars_per_hour == 3.0, "the cheapest"
+    sleeper = program(cluster, node, "import time; time.sleep(600)")
+    own_bed.lose(cluster, "run")
+    wait_for(lambda: sleeper.poll() is not None, "the loss is noticed", 240)
+    assert cluster.held("run") is None
+    ready(cluster, "run", 2)
+    again = cluster.held("run")
+    assert again is not None
+    assert again.number != held.number
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_prices_are_known_where_there_is_one_kind_only(own_bed: Bed, missing: bool) -> None:
+    (own_bed.folder / f"no-{'spot' if missing else 'on-demand'}").touch()
+    price = fake_driver.PRICES[not missing]
+    assert own_bed.open().prices() == (price, price)
+
+
+def test_price_is_not_known_where_nothing_is_offered(own_bed: Bed) -> None:
+    for kind in ("spot", "on-demand"):
+        (own_bed.folder / f"no-{kind}").touch()
+    assert own_bed.open().prices() is None
+
+
+def test_prices_are_those_of_each_kind_whatever_the_choices_say(own_bed: Bed) -> None:
+    choices = [{"infra": "fake", "use_spot": True}]
+    cluster = own_bed.open(resources={"any_of": choices})
+    assert {offer.spot for offer in cluster.offers(1, spot=False)} == {False}
+    assert cluster.prices() == (1.5, 4.0)
 
 
 def test_programs_in_pods_know_where_the_pods_end_is_told(own_bed: Bed, tmp_path: Path) -> None:

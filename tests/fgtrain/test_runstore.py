@@ -83,6 +83,11 @@ def test_commits_are_listed_by_step_and_read_newest_first(runs: RunStore) -> Non
         runs.commit(manifest(step, attempt))
     found = [(m.step, m.attempt) for m in runs.manifests_newest_first() if isinstance(m, Manifest)]
     assert found == [(20, 1), (10, 2), (10, 1)]
+    assert runs.newest_step() == 20
+
+
+def test_run_without_a_commit_has_no_newest_step(runs: RunStore) -> None:
+    assert runs.newest_step() == -1
 
 
 def test_unreadable_manifest_is_reported_and_passed_over(runs: RunStore) -> None:

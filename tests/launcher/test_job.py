@@ -16,7 +16,6 @@ from fgtrain.errors import UserError
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
-from launcher import job as in_job
 from launcher import queued
 from launcher.job import EXIT_GOES_ON, PATIENCE, Notice, make_way
 from launcher.outcome import Outcome
@@ -186,13 +185,6 @@ def test_notice_before_anything_began_starts_nothing(notice: Notice) -> None:
         raise AssertionError("supervised")
 
     assert notice.supervise(FakeSupervisor(never)).state == "stopped"
-
-
-def test_newest_step_is_read_from_the_manifests(runs: RunStore) -> None:
-    assert in_job.newest_step(runs) == -1
-    runs.store.put(runs.key("manifests/00000012-00003"), b"")
-    runs.store.put(runs.key("manifests/00000008-00004"), b"")
-    assert in_job.newest_step(runs) == 12
 
 
 def test_job_that_the_queue_refuses_leaves_the_run_stopped(run: RunFile, runs: RunStore) -> None:

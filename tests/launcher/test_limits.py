@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import Offer
 from cluster.local import LocalCluster
 from fgtrain.errors import UserError
 from fgtrain.lease import read_limits, read_spend
@@ -127,6 +128,38 @@ def test_idle_run_ends_and_a_step_is_all_it_takes_to_go_on(runs: RunStore) -> No
     assert metered(runs, clock, told).tick(1, 3) is None  # resumed: it has its time anew
 
 
+def test_run_that_is_gone_on_with_has_not_fallen_back_and_takes_no_step_by_that(runs: RunStore) -> None:
+    set_limits(runs, asked(max_idle=1.0))
+    runs.write("spend.json", Spend(step=300))
+    clock, told = Clock(), list[str]()
+    meter = metered(runs, clock, told)
+    clock.now += 0.6 * HOUR
+    assert meter.tick(1, 0) is None
+    clock.now += 0.6 * HOUR
+    reason = meter.tick(1, 290)
+    assert reason is not None
+    assert "no step for 1.20 h" in reason
+    assert read_spend(runs).step == 300
+
+
+def test_run_that_is_told_to_go_back_is_counted_from_there(runs: RunStore) -> None:
+    runs.write("spend.json", Spend(step=300, cost=7.0))
+    limits.go_back(runs, 400)
+    assert read_spend(runs).step == 300
+    limits.go_back(runs, 120)
+    assert read_spend(runs) == Spend(step=120, cost=7.0)
+
+
+def test_time_until_a_run_that_is_gone_on_with_trains_again_is_no_pace(runs: RunStore) -> None:
+    clock, told = Clock(), list[str]()
+    runs.write("limits.json", Limits(deadline=clock.now + 2 * HOUR))
+    meter = metered(runs, clock, told, steps=1000)
+    for step in (500, 500, 501, 560, 620):  # half an hour until the first step, and then one a second
+        assert meter.tick(1, step) is None
+        clock.now += 0.5 * HOUR if step == 500 else 60
+    assert told == []
+
+
 def test_deadline_that_will_be_missed_is_told_once_and_ends_nothing(runs: RunStore) -> None:
     clock, told = Clock(), list[str]()
     runs.write("limits.json", Limits(deadline=clock.now + HOUR))
@@ -163,7 +196,17 @@ def test_spend_only_grows_and_never_more_than_by_the_price(ticks: list[tuple[flo
         assert after.seconds >= spend.seconds
         assert (after.cost or 0.0) == pytest.approx((spend.cost or 0.0) + seconds * nodes * price / HOUR)
         assert 0 <= after.since <= after.seconds
+        assert after.step == max(spend.step, step)
         spend = after
+
+
+@given(st.lists(st.tuples(amounts, st.integers(0, 2), st.integers(0, 5)), max_size=20))
+def test_idle_time_is_what_nodes_were_held_for_since_the_last_step(ticks: list[tuple[float, int, int]]) -> None:
+    spend, idle_s = Spend(), 0.0
+    for seconds, nodes, step in ticks:
+        idle_s = 0.0 if step > spend.step else idle_s + seconds if nodes else idle_s
+        spend = spend.later(seconds, nodes, None, step)
+        assert spend.seconds - spend.since == pytest.approx(idle_s, abs=1e-6)
 
 
 def test_no_limit_is_never_exceeded() -> None:
@@ -222,6 +265,15 @@ def test_users_word_on_prices_wins_over_the_backends(tmp_path: Path) -> None:
     assert money.prices_of(mine, KnowsItsPrices()) == Prices(2.0, 2.0)
     assert money.prices_of(Terms(None, None), KnowsItsPrices()) == Prices(1.0, 4.0)
     assert money.prices_of(Terms(None, None), LocalCluster(tmp_path, tmp_path)) is None
+
+
+def test_rented_nodes_cost_what_they_were_taken_for_unless_the_user_says() -> None:
+    spot, on_demand = (Offer("here", "machine", 4, kind, 12.0) for kind in (True, False))
+    unsaid, said = Terms(None, None), Terms(Prices(1.0, 2.0), None)
+    assert money.rate_of(unsaid, spot) == 3.0
+    assert [money.rate_of(said, offer) for offer in (spot, on_demand)] == [1.0, 2.0]
+    assert money.rate_of(unsaid, spot._replace(dollars_per_hour=0.0)) is None
+    assert money.rate_of(Terms(Prices(0.0, 0.0), None), spot) == 0.0
 
 
 def test_lasting_clusters_have_a_lease_by_default() -> None:

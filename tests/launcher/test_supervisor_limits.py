@@ -27,6 +27,7 @@ def test_run_ends_when_its_money_is_spent_and_goes_on_when_there_is_more() -> No
     outcome = scene.supervise()
     assert (outcome.state, outcome.exit_code) == ("stopped", 1)
     assert outcome.message.startswith("--max-cost 20 is reached: 2")
+    assert outcome.needs_no_nodes, "rented machines are given back"
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
     spent = read_spend(scene.runs).cost
     assert spent is not None
@@ -36,6 +37,32 @@ def test_run_ends_when_its_money_is_spent_and_goes_on_when_there_is_more() -> No
     after = read_spend(scene.runs).cost
     assert after is not None
     assert after > spent
+
+
+def test_run_that_is_gone_on_with_goes_on_from_its_newest_snapshot_for_the_meter_and_all_who_watch() -> None:
+    scene = Scene()
+    scene.runs.write("limits.json", Limits(max_cost=20.0))
+    assert scene.supervise().state == "stopped"
+    committed, seen = scene.training.committed, list[int]()
+    assert committed >= 10
+    scene.runs.write("limits.json", Limits(max_cost=500.0))
+
+    def look() -> None:
+        status = read_status(scene.runs)
+        assert status is not None
+        seen.extend((status.step, read_spend(scene.runs).step) if status.state == "running" else ())
+
+    scene.clock.watchers.append(look)
+    assert scene.supervise() == Outcome("finished", 0)
+    assert min(seen) >= committed
+
+
+def test_run_that_is_asked_to_stop_may_soon_go_on_with_its_nodes() -> None:
+    scene = Scene()
+    scene.at(10.0, lambda: scene.runs.write("stop", {}))
+    outcome = scene.supervise()
+    assert outcome.state == "stopped"
+    assert not outcome.needs_no_nodes
 
 
 def test_time_without_a_supervisor_is_not_counted() -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Node, Offer, Unreachable
+from cluster import ClusterError, Command, Hardware, Held, Node, Offer, Unreachable
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -143,21 +144,28 @@ class FakeCluster:
 
 
 class RentingCluster(FakeCluster):
-    """Machines of two kinds for rent. While `none` names a kind, that is not to be had."""
+    """Machines of two kinds for rent. While `none` names a kind, that is not to be had.
+
+    `dollars` are what an hour of a machine costs, by kind, at the next renting, which takes `launch_s`.
+    """
 
     def __init__(self, clock: FakeClock, hosts: int) -> None:
         super().__init__(clock, hosts)
         self.none: set[str] = set()
         self.rented: list[tuple[float, str]] = []  # when, and which kind
+        self.dollars = {"spot": 3600.0, "on-demand": 7200.0}
+        self.launch_s = 0.0
         self._spot, self._held = True, ""
+        self._one = threading.Lock()
+        self._offer: Offer | None = None
 
     def prefer(self, run: str, *, spot: bool) -> None:
         self._spot = spot
 
-    def holds_spot(self, run: str) -> bool | None:
-        return self._held == "spot" if self._held else None
+    def held(self, run: str) -> Held | None:
+        return Held(self._offer, len(self.rented)) if self._held and self._offer else None
 
-    def offers(self, count: int) -> list[Offer]:
+    def offers(self, count: int, *, spot: bool | None = None) -> list[Offer]:
         return []
 
     def give_back(self, run: str) -> None:
@@ -168,11 +176,18 @@ class RentingCluster(FakeCluster):
         return node
 
     def make_ready(self, node: Node) -> None:
+        with self._one:
+            self._have()
+
+    def _have(self) -> None:
         kind = "spot" if self._spot else "on-demand"
         if not self._held:
             if kind in self.none:
                 raise ClusterError(f"no {kind} machines")
+            if self.launch_s:
+                self.clock.sleep(self.launch_s)
             self._held = kind
+            self._offer = Offer("here", "machine", 2, kind == "spot", 2 * self.dollars[kind])
             self.rented.append((self.clock.now(), kind))
 
     def take_away(self) -> None:
@@ -278,8 +293,7 @@ class FakeTraining:
         self.step += 1
         self._event("step", step=self.step)
         if self.commits and self.step % 5 == 0:
-            self.committed = self.step
-            self._event("snapshot", step=self.step, bytes_new=0)
+            self._commit()
         if self.step >= self._steps:
             self._runs.write("result.json", Result(step=self.step, weights="", last={}, best={}, bad_images=0))
             for agent in self._members:
@@ -291,10 +305,15 @@ class FakeTraining:
 
     def _leave(self) -> None:
         assert self.step is not None
-        self.committed = self.step
-        self._event("snapshot", step=self.step, bytes_new=0)
+        self._commit()
         for agent in self._members:
             agent.end(75)
+
+    def _commit(self) -> None:
+        assert self.step is not None
+        self.committed = self.step
+        self._runs.store.put(self._runs.key(f"manifests/{self.step:010d}-{self.attempt:05d}"), b"")
+        self._event("snapshot", step=self.step, bytes_new=0)
 
     def _event(self, kind: str, **fields: object) -> None:
         line = json.dumps({"event": kind, "time": self._cluster.clock.time(), **fields})

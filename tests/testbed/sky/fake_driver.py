@@ -2,7 +2,9 @@
 
 A machine is a home folder; its job is run by bash, as SkyPilot's are, and it is reached by an sshd of its own that has
 no port: OpenSSH's client starts one for each connection. Everything on it carries its home in the environment, so that
-all of it can be lost at once. FOLDER/full makes every launch fail; FOLDER/calls has what was asked.
+all of it can be lost at once. FOLDER/full makes every launch fail, FOLDER/full-spot those of spot machines;
+FOLDER/here-is-full has the dearer place be taken; FOLDER/no-spot and FOLDER/no-on-demand leave that kind out of all
+offers. FOLDER/calls has what was asked.
 """
 
 from __future__ import annotations
@@ -36,10 +38,16 @@ class FakeSky:
         return {"version": "fake"}
 
     def offers(self, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-        nodes, spot = config["num_nodes"], bool(config["resources"].get("use_spot"))
+        nodes, spot = config["num_nodes"], _is_spot(config)
+        if (self.folder / ("no-spot" if spot else "no-on-demand")).exists():
+            raise RuntimeError("no such machines")
         return [self._offer(region, nodes, spot, more) for more, region in enumerate(("here", "there"))]
 
-    def _offer(self, region: str, nodes: int, spot: bool, more: int = 0) -> dict[str, Any]:
+    def _taken(self, nodes: int, spot: bool) -> dict[str, Any]:
+        full = (self.folder / "here-is-full").exists()
+        return self._offer("there" if full else "here", nodes, spot, int(full))
+
+    def _offer(self, region: str, nodes: int, spot: bool, more: int) -> dict[str, Any]:
         price = (PRICES[spot] + more) * nodes
         return {
             "cloud": "Fake",
@@ -53,7 +61,7 @@ class FakeSky:
         }
 
     def launch(self, cluster: str, config: Mapping[str, Any], idle_minutes: int | None) -> dict[str, Any]:
-        if (self.folder / "full").exists():
+        if (self.folder / "full").exists() or (_is_spot(config) and (self.folder / "full-spot").exists()):
             raise RuntimeError("no machines\nanywhere")
         self.down(cluster)
         for rank in range(config["num_nodes"]):
@@ -82,7 +90,7 @@ class FakeSky:
             "ssh_config": "".join(self._ssh_config(cluster, rank) for rank in range(len(jobs))),
             "hosts": [self._host(cluster, rank) for rank in range(len(jobs))],
             "addresses": ["127.0.0.1"] * len(jobs),
-            "offer": self._offer("here", len(jobs), bool(config["resources"].get("use_spot"))),
+            "offer": self._taken(len(jobs), _is_spot(config)),
             "job": jobs[0],
         }
 
@@ -126,6 +134,11 @@ class FakeSky:
             f"  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
             f"  ProxyCommand {SSHD} -i -f {config}\n\n"
         )
+
+
+def _is_spot(config: Mapping[str, Any]) -> bool:
+    resources = config["resources"]
+    return any(choice.get("use_spot") for choice in (resources, *resources.get("any_of", [])))
 
 
 def end(machines: Path) -> None:
