@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,15 +23,16 @@ from fgtrain.stores import open_store
 from launcher.clusters import work_root
 from launcher.display import PlainDisplay
 from launcher.foreground import conclude, make_ready, say
-from launcher.outcome import Outcome
-from launcher.queued import WAITING, Job, queue_of, read_job, write_state
+from launcher.outcome import EXIT_INTERRUPTED, Outcome
+from launcher.queued import WAITING, Job, Opener, queue_of, read_job, write_state
 from launcher.status import existing_run, read_status
 from launcher.supervisor import Supervisor
 
 PATIENCE = 3
 """Allocations in a row that commit nothing before the run is given up."""
-EXIT_GOES_ON = 75  # EX_TEMPFAIL: this job is over, the run is not
+EXIT_GOES_ON = 75  # EX_TEMPFAIL: this job is over, another allocation is to follow
 _MARGIN_S = 15.0  # of the time between the signal and the end: to stop all and to ask for more
+_INTERRUPTED = Outcome("stopped", EXIT_INTERRUPTED, "interrupted")
 
 
 class Notice:
@@ -47,7 +48,7 @@ class Notice:
         self._supervises = True
         try:
             if self.came or self.ended:
-                return Outcome("stopped", 130, "interrupted")
+                return _INTERRUPTED
             return supervisor.supervise()
         finally:
             self._supervises = False
@@ -61,33 +62,8 @@ class Notice:
         self.ended = True
 
 
-def main() -> int:
-    """Supervise the run to its end, or until this job must make way."""
-    notice = Notice()
-    url, name = sys.argv[1:]
-    runs = RunStore(open_store(url), name)
-    run = existing_run(runs)
-    job = read_job(runs)
-    if job is None:
-        raise UserError(f"{url} says nothing of a job of {name}")
-    queue = queue_of(job, run)
-    if (status := read_status(runs)) and status.state == "finished":
-        return 0
-    if runs.exists("stop"):
-        write_state(runs, run, job.cluster, "stopped", "stopped on request")
-        return 0
-    job = msgspec.structs.replace(job, id=queue.own)
-    runs.write("job.json", job)
-    before = newest_step(runs)
-    outcome = _supervise(run, runs, job, queue, notice)
-    if outcome.state != "stopped" or outcome.exit_code == 0:
-        conclude(runs, outcome)
-        return outcome.exit_code
-    idle = 0 if newest_step(runs) > before else job.idle + 1
-    return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
-
-
-def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> Outcome:
+def supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> Outcome:
+    """Supervise a run on the nodes of this job until it ends, or a signal comes."""
     world = World(job.nodes, job.gpus, engine=job.engine)
     cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
     display = PlainDisplay()
@@ -98,11 +74,40 @@ def _supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Not
     except ClusterError as error:
         state = queue.look(job.id)
         if state is None or state.leaving:  # nothing can be started on nodes that are being taken away
-            return Outcome("stopped", 130, "interrupted")
+            return _INTERRUPTED
         write_state(runs, run, job.cluster, "failed", str(error))
         return Outcome("failed", 1, str(error))
     finally:
         display.close()
+
+
+Supervise = Callable[[RunFile, RunStore, Job, Queue, Notice], Outcome]
+
+
+def main(argv: Sequence[str], opener: Opener = queue_of, supervise: Supervise = supervise) -> int:
+    """Supervise the run to its end, or until this job must make way; returns the job's exit code."""
+    notice = Notice()
+    url, name = argv
+    runs = RunStore(open_store(url), name)
+    run = existing_run(runs)
+    job = read_job(runs)
+    if job is None:
+        raise UserError(f"{url} says nothing of a job of {name}")
+    queue = opener(job, run)
+    if (status := read_status(runs)) and status.state == "finished":
+        return 0
+    if runs.exists("stop"):
+        write_state(runs, run, job.cluster, "stopped", "stopped on request")
+        return 0
+    job = msgspec.structs.replace(job, id=queue.own)
+    runs.write("job.json", job)
+    before = newest_step(runs)
+    outcome = supervise(run, runs, job, queue, notice)
+    if outcome.exit_code == EXIT_INTERRUPTED:  # by a signal; a limit or the user's wish ends the run, not only the job
+        idle = 0 if newest_step(runs) > before else job.idle + 1
+        return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
+    conclude(runs, outcome)
+    return outcome.exit_code
 
 
 def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> int:
@@ -116,14 +121,14 @@ def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notic
     now = queue.look(job.id)
     if now and now.waits:
         tell(WAITING, f"job {job.id} was put back in the queue")
-    elif now is None or now.called_off or not notice.came:
+        return EXIT_GOES_ON
+    if now is None or now.called_off or not notice.came:
         tell("stopped", f"job {job.id} was called off")
-    elif job.idle >= PATIENCE:
+        return EXIT_INTERRUPTED
+    if job.idle >= PATIENCE:
         tell("failed", f"{PATIENCE} allocations in a row committed nothing: more time, or snapshots more often")
         return 1
-    else:
-        return _ask_again(runs, job, queue, tell)
-    return EXIT_GOES_ON
+    return _ask_again(runs, job, queue, tell)
 
 
 def _ask_again(runs: RunStore, job: Job, queue: Queue, tell: Callable[[str, str], None]) -> int:
@@ -135,7 +140,8 @@ def _ask_again(runs: RunStore, job: Job, queue: Queue, tell: Callable[[str, str]
         return 1
     if not successor:
         tell("stopped", f"the time of job {job.id} was over")
-    elif successor != job.id:
+        return EXIT_INTERRUPTED
+    if successor != job.id:
         runs.write("job.json", msgspec.structs.replace(job, id=successor))
         tell(WAITING, f"job {successor} follows job {job.id}")
     return EXIT_GOES_ON
@@ -148,7 +154,7 @@ def newest_step(runs: RunStore) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except (FglaunchError, ClusterError) as error:
         say(f"fglaunch: {error}")
         sys.exit(2 if isinstance(error, (UserError, ClusterError)) else 1)

@@ -13,6 +13,8 @@ import msgspec
 
 from cluster import ClusterError, JobState, Queue, Request, open_queue
 from fgtrain.errors import KeyMissing, StoreError, UserError
+from fgtrain.lease import read_limits, read_spend
+from fgtrain.limits import exceeded
 from fgtrain.plan import Engine, World
 from fgtrain.runstore import RunFile, RunStore
 from launcher import foreground
@@ -214,6 +216,11 @@ def stop(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> bool:
     return True
 
 
+def _limit_reached(runs: RunStore) -> str | None:
+    """Return what the supervisor said of the limit at which it ended the run, None if it has reached none."""
+    return exceeded(read_limits(runs), read_spend(runs))
+
+
 class Watch:
     """Shows how a run fares whose supervisor is a job; the run does not care."""
 
@@ -293,7 +300,7 @@ class Watch:
             return 0
         if state == "stopped":
             say(f"{name} is stopped: {status.message}; `{resume_command(self._runs)}` goes on")
-            return 130
+            return 1 if status.message == _limit_reached(self._runs) else 130
         why = status.message if state == "failed" else "its job ended without a last word"
         say(f"{name} failed: {why} (logs: {logs})")
         return 1

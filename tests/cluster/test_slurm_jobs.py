@@ -110,6 +110,20 @@ def test_killed_step_is_started_again_and_a_cancelled_job_leaves_nothing(runs: R
     assert_nothing_left(runs, slurm, job)
 
 
+def test_job_whose_run_reaches_a_limit_is_not_followed_by_another(runs: Runs, slurm: SlurmCluster) -> None:
+    with runs.start("dear", *RECIPE, "--max-hours", "0.001", "--cluster", "same", "--name", "dear") as run:
+        assert run.wait() == 1, run.output()
+        assert "dear is stopped: --max-hours 0.001 is reached after" in run.output()
+    found = row(runs, "dear")
+    assert found["state"] == "stopped"
+    assert found["message"].startswith("--max-hours 0.001 is reached after")
+    assert_nothing_left(runs, slurm, found["job"])
+    shown = slurm.call("scontrol", "--oneliner", "show", "job", found["job"])
+    assert "JobState=FAILED" in shown
+    assert "Restarts=0" in shown
+    assert "ExitCode=1:0" in shown
+
+
 def test_watching_may_end_and_begin_again(runs: Runs, slurm: SlurmCluster) -> None:
     done = runs.call(*RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "alone", "--detach")
     assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr

@@ -13,13 +13,14 @@ import pytest
 
 from cluster import ClusterError, JobState, Request
 from fgtrain.errors import UserError
+from fgtrain.limits import Limits, Spend
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 from launcher import job as in_job
 from launcher import queued
 from launcher.job import EXIT_GOES_ON, PATIENCE, Notice, make_way
-from launcher.outcome import Outcome
+from launcher.outcome import EXIT_INTERRUPTED, Outcome
 from launcher.queued import WAITING, Job
 from launcher.status import read_status
 from tests.fgtrain.test_runstore import run_file
@@ -104,7 +105,7 @@ def test_job_that_was_put_back_waits(run: RunFile, runs: RunStore, notice: Notic
 @pytest.mark.parametrize("state", [RUNNING, None])
 def test_job_that_was_called_off_stays_so(run: RunFile, runs: RunStore, notice: Notice, state: JobState | None) -> None:
     queue = FakeQueue(state)
-    assert make_way(run, runs, job(), queue, notice) != 0
+    assert make_way(run, runs, job(), queue, notice) == EXIT_INTERRUPTED
     assert said(runs) == ("stopped", "job 17 was called off")
     assert not queue.asked
 
@@ -124,7 +125,7 @@ def test_job_that_is_called_off_while_its_time_ends_asks_for_no_more(
     [
         ("17", EXIT_GOES_ON, WAITING, "the time of job 17 was over", "17"),
         ("18", EXIT_GOES_ON, WAITING, "job 18 follows job 17", "18"),
-        ("", EXIT_GOES_ON, "stopped", "the time of job 17 was over", "17"),
+        ("", EXIT_INTERRUPTED, "stopped", "the time of job 17 was over", "17"),
         (ClusterError("no"), 1, "stopped", "the time of job 17 was over, and no other followed: no", "17"),
     ],
 )
@@ -152,6 +153,55 @@ def test_allocations_that_commit_nothing_come_to_an_end(run: RunFile, runs: RunS
     assert make_way(run, runs, job(idle=PATIENCE), queue, notice) == 1
     assert said(runs)[0] == "failed"
     assert queue.asked == ["17"]
+
+
+def run_job(runs: RunStore, queue: FakeQueue, supervise: in_job.Supervise, **changes: object) -> int:
+    """Run what a job runs, with another supervisor."""
+    runs.write("job.json", job(**changes))
+    return in_job.main([runs.store.url, runs.run], lambda *_: queue, supervise)
+
+
+LIMIT = "--max-hours 1 is reached after 1.00 h"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_run_that_reaches_a_limit_says_so_and_no_job_follows(
+    runs: RunStore, notice: Notice, capsys: pytest.CaptureFixture[str], told: bool
+) -> None:
+    def supervise(run: RunFile, runs: RunStore, job: Job, *_: object) -> Outcome:
+        if told:  # that time is nearly over, while the last snapshot is taken
+            os.kill(os.getpid(), signal.SIGUSR1)
+        queued.write_state(runs, run, job.cluster, "stopped", LIMIT)
+        return Outcome("stopped", 1, LIMIT)
+
+    queue = FakeQueue()
+    assert run_job(runs, queue, supervise) == 1
+    assert said(runs) == ("stopped", LIMIT)
+    assert f"run: {LIMIT}; `fglaunch resume run" in capsys.readouterr().err
+    assert not queue.asked
+
+
+def test_run_that_a_signal_stops_makes_way(runs: RunStore, notice: Notice) -> None:
+    def supervise(*_: object) -> Outcome:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return Outcome("stopped", EXIT_INTERRUPTED, "interrupted")
+
+    queue = FakeQueue()
+    assert run_job(runs, queue, supervise) == EXIT_GOES_ON
+    assert queue.asked == ["17"]
+    assert run_job(runs, FakeQueue(state=None), supervise) == EXIT_INTERRUPTED
+    assert said(runs) == ("stopped", "job 17 was called off")
+
+
+@pytest.mark.parametrize(("message", "code"), [(LIMIT, 1), ("job 17 was called off", 130)])
+def test_watching_a_run_to_its_limit_ends_with_the_code_of_a_limit(
+    run: RunFile, runs: RunStore, message: str, code: int
+) -> None:
+    runs.write("limits.json", Limits(max_hours=1))
+    runs.write("spend.json", Spend(seconds=3600))
+    runs.write("job.json", job(id=""))
+    queued.write_state(runs, run, "slurm", "stopped", message)
+    assert queued.Watch(FakeQueue(state=None), run, runs).follow() == code
 
 
 class FakeSupervisor:
