@@ -17,7 +17,6 @@ import msgspec
 
 from cluster import ClusterError, Queue, open_cluster
 from fgtrain.errors import FglaunchError, UserError
-from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 from launcher.clusters import work_root
@@ -64,13 +63,13 @@ class Notice:
 
 def supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> Outcome:
     """Supervise a run on the nodes of this job until it ends, or a signal comes."""
-    world = World(job.nodes, job.gpus, engine=job.engine)
     cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
     display = PlainDisplay()
     try:
-        make_ready(runs, job.cluster, cluster, world)
+        make_ready(runs, job.cluster, cluster, job.world)
         grace_s = max(queue.lead_s - _MARGIN_S, queue.lead_s / 2)
-        return notice.supervise(Supervisor(run, runs, job.cluster, cluster, world, display, job.port, grace_s=grace_s))
+        supervisor = Supervisor(run, runs, job.cluster, cluster, job.world, display, job.port, grace_s=grace_s)
+        return notice.supervise(supervisor)
     except ClusterError as error:
         state = queue.look(job.id)
         if state is None or state.leaving:  # nothing can be started on nodes that are being taken away

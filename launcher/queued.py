@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from cluster import ClusterError, JobState, Queue, Request, open_queue
-from fgtrain.errors import KeyMissing, StoreError, UserError
+from fgtrain.errors import Corrupt, KeyMissing, StoreError, UserError
 from fgtrain.lease import read_limits, read_spend
 from fgtrain.limits import exceeded
 from fgtrain.plan import Engine, World
@@ -40,20 +40,42 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     cluster: str
     settings: dict[str, Any]
+    world: World
+    port: int | None
+    id: str = ""
+    idle: int = 0
+
+
+class _FlatJob(msgspec.Struct, frozen=True, kw_only=True):
+    """`job.json` of a job that was queued when only these three things of its world were recorded."""
+
+    kind: str
+    cluster: str
+    settings: dict[str, Any]
     nodes: int
     gpus: int
-    port: int | None
     engine: Engine = "torchrun"
+    port: int | None
     id: str = ""
     idle: int = 0
 
 
 def read_job(runs: RunStore) -> Job | None:
-    """Return a run's job, None if it never had one."""
+    """Return a run's job, None if it never had one.
+
+    Raises:
+        Corrupt: its record cannot be read.
+    """
     try:
         return runs.read("job.json", Job)
     except KeyMissing:
         return None
+    except Corrupt as error:
+        try:
+            fields = msgspec.structs.asdict(runs.read("job.json", _FlatJob))
+        except Corrupt:
+            raise error from None
+        return Job(world=World(fields.pop("nodes"), fields.pop("gpus"), engine=fields.pop("engine")), **fields)
 
 
 def queue_of(job: Job, run: RunFile) -> Queue:
@@ -113,15 +135,7 @@ def submit(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: Worl
     """
     kind, settings = find_entry(cluster)
     runs.store.delete(runs.key("stop"))  # an earlier one is not meant for this job
-    job = Job(
-        kind=kind,
-        cluster=cluster,
-        settings=settings,
-        nodes=world.nodes,
-        gpus=world.gpus,
-        port=port,
-        engine=world.engine,
-    )
+    job = Job(kind=kind, cluster=cluster, settings=settings, world=world, port=port)
     runs.write("job.json", job)  # the job reads it, and may begin at once
     write_state(runs, run, cluster, WAITING, "")
     try:

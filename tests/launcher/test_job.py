@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from cluster import ClusterError, JobState, Request
-from fgtrain.errors import UserError
+from fgtrain.errors import Corrupt, UserError
 from fgtrain.limits import Limits, Spend
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
@@ -85,7 +85,7 @@ def notice() -> Iterator[Notice]:
 
 
 def job(**changes: object) -> Job:
-    base = Job(kind="slurm", cluster="lab", settings={}, nodes=2, gpus=1, port=None, id="17")
+    base = Job(kind="slurm", cluster="lab", settings={}, world=World(2, 1), port=None, id="17")
     return msgspec.structs.replace(base, **changes)
 
 
@@ -255,9 +255,36 @@ def test_submitted_run_waits_and_forgets_an_earlier_wish_to_stop(run: RunFile, r
     runs.write("stop", {})
     submitted = queued.submit(FakeQueue(answer="21"), run, runs, "slurm", World(2, 4), 999)
     assert submitted == queued.read_job(runs)
-    assert (submitted.id, submitted.nodes, submitted.gpus, submitted.port) == ("21", 2, 4, 999)
+    assert (submitted.id, submitted.world, submitted.port) == ("21", World(2, 4), 999)
     assert said(runs)[0] == WAITING
     assert not runs.exists("stop")
+
+
+def test_job_runs_the_whole_world_that_was_asked_for(run: RunFile, runs: RunStore, notice: Notice) -> None:
+    world = World(2, 4, max_nodes=2, detect_s=9.0, engine="deepspeed")
+    queued.submit(FakeQueue(), run, runs, "slurm", world, 999)
+    supervised = []
+
+    def supervise(run: RunFile, runs: RunStore, job: Job, *_: object) -> Outcome:
+        supervised.append(job.world)
+        return Outcome("stopped", 1)
+
+    in_job.main([runs.store.url, runs.run], lambda *_: FakeQueue(), supervise)
+    assert supervised == [world]
+    found = queued.read_job(runs)
+    assert found
+    assert found.world == world
+
+
+def test_job_that_an_earlier_version_queued_is_read(runs: RunStore) -> None:
+    flat = {"kind": "slurm", "cluster": "lab", "settings": {}, "nodes": 2, "gpus": 4, "port": None, "id": "17"}
+    runs.write("job.json", flat)
+    assert queued.read_job(runs) == job(world=World(2, 4))
+    runs.write("job.json", {**flat, "engine": "deepspeed", "idle": 1})
+    assert queued.read_job(runs) == job(world=World(2, 4, engine="deepspeed"), idle=1)
+    runs.write("job.json", {"kind": "slurm"})
+    with pytest.raises(Corrupt, match=r"job\.json"):
+        queued.read_job(runs)
 
 
 class TestWithItsQueue:
