@@ -175,13 +175,14 @@ class Inspectable(Protocol):
 class Request(NamedTuple):
     """A job to queue: `nodes` machines with `gpus` GPUs each, of which the first runs `python *args` in the project.
 
-    `run` names it; its output goes to the run's working folder.
+    `run` names it; its output goes to the run's working folder. It is to have none of the nodes named in `avoid`.
     """
 
     run: str
     nodes: int
     gpus: int
     args: tuple[str, ...]
+    avoid: tuple[str, ...] = ()
 
 
 class JobState(NamedTuple):

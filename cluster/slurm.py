@@ -79,7 +79,25 @@ class SlurmQueue:
     def script(self, request: Request) -> str:
         """See `Queue`."""
         python = self._settings.python or sys.executable
-        return words.job_script(self._settings, request, self._project, self._work, python)
+        settings = self._settings
+        if request.avoid:
+            settings = words.keeping_off(settings, self._excluded(request.avoid))
+        return words.job_script(settings, request, self._project, self._work, python)
+
+    def _excluded(self, avoid: Sequence[str]) -> str:
+        """Return the nodes to avoid with those that the user has excluded; Slurm refuses names of nodes it has not."""
+        own = words.own_exclude(self._settings)
+        if "/" in own:
+            try:
+                own = words.parse_node_file((self._project / own).read_text())
+            except OSError as error:
+                raise ClusterError(f"exclude = {own}: {error.strerror}") from error
+        known = self._names()
+        return words.merged(own, [name for name in avoid if name in known])
+
+    def _names(self, *options: str) -> set[str]:
+        """Return the names of all nodes that Slurm has."""
+        return set(_call("sinfo", "--all", "--noheader", "--Node", "--format=%N", *options).split())
 
     def submit(self, request: Request) -> str:
         """See `Queue`."""

@@ -21,6 +21,7 @@ from launcher import foreground
 from launcher.clusters import find_entry, work_root
 from launcher.display import Display, make_display
 from launcher.events import decode_events, whole_lines
+from launcher.exclusions import excluded_names
 from launcher.foreground import resume_command, say, where_results_are
 from launcher.status import Status, live_state, process_token, read_status
 
@@ -104,9 +105,10 @@ def check_world(world: World) -> None:
         )
 
 
-def request(runs: RunStore, world: World) -> Request:
-    """Return the job that carries a run's supervisor. Pure."""
-    return Request(runs.run, world.nodes, world.gpus, ("-m", "launcher.job", runs.store.url, runs.run))
+def request(runs: RunStore, cluster: str, world: World) -> Request:
+    """Return the job that carries a run's supervisor, on none of the cluster's nodes that are excluded."""
+    avoid = tuple(sorted(excluded_names(runs, cluster)))
+    return Request(runs.run, world.nodes, world.gpus, ("-m", "launcher.job", runs.store.url, runs.run), avoid)
 
 
 def write_state(runs: RunStore, run: RunFile, cluster: str, state: str, message: str) -> None:
@@ -138,11 +140,15 @@ def submit(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: Worl
     job = Job(kind=kind, cluster=cluster, settings=settings, world=world, port=port)
     runs.write("job.json", job)  # the job reads it, and may begin at once
     write_state(runs, run, cluster, WAITING, "")
+    asked = request(runs, cluster, world)
     try:
-        job = msgspec.structs.replace(job, id=queue.submit(request(runs, world)))
-    except ClusterError:
+        job = msgspec.structs.replace(job, id=queue.submit(asked))
+    except ClusterError as error:
         write_state(runs, run, cluster, "stopped", "its job was not taken")
-        raise
+        if not asked.avoid:
+            raise
+        names = ", ".join(asked.avoid)
+        raise ClusterError(f"{error} (it was to have none of {names}: `fglaunch nodes` says why)") from error
     runs.write("job.json", job)
     return job
 

@@ -19,6 +19,7 @@ from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 from launcher import job as in_job
 from launcher import queued
+from launcher.exclusions import Exclusion
 from launcher.job import EXIT_GOES_ON, PATIENCE, Notice, make_way
 from launcher.outcome import EXIT_INTERRUPTED, Outcome
 from launcher.queued import WAITING, Job
@@ -41,11 +42,13 @@ class FakeQueue:
         self.state, self.answer = state, answer
         self.asked: list[str] = []
         self.cancelled: list[str] = []
+        self.requests: list[Request] = []
 
     def script(self, request: Request) -> str:
         return "#!/bin/sh\n"
 
     def submit(self, request: Request) -> str:
+        self.requests.append(request)
         if isinstance(self.answer, ClusterError):
             raise self.answer
         return self.answer
@@ -62,6 +65,12 @@ class FakeQueue:
     def again(self, job: str) -> str:
         self.asked.append(job)
         return self.submit(Request("", 0, 0, ()))
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGLAUNCH_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "clusters.toml"))
 
 
 @pytest.fixture
@@ -249,6 +258,17 @@ def test_job_that_the_queue_refuses_leaves_the_run_stopped(run: RunFile, runs: R
     with pytest.raises(ClusterError, match="quota"):
         queued.submit(FakeQueue(answer=ClusterError("quota")), run, runs, "slurm", World(2, 1), None)
     assert said(runs) == ("stopped", "its job was not taken")
+
+
+def test_job_is_submitted_for_other_nodes_than_those_that_are_excluded(run: RunFile, runs: RunStore) -> None:
+    runs.write("excluded/n7.json", Exclusion(cluster="slurm", node="n7", reason="ECC", time=0.0, run="run"))
+    runs.write("excluded/n8.json", Exclusion(cluster="other", node="n8", reason="ECC", time=0.0, run="run"))
+    queue = FakeQueue()
+    queued.submit(queue, run, runs, "slurm", World(2, 1), None)
+    [asked] = queue.requests
+    assert asked.avoid == ("n7",)
+    with pytest.raises(ClusterError, match=r"quota \(it was to have none of n7: `fglaunch nodes` says why\)"):
+        queued.submit(FakeQueue(answer=ClusterError("quota")), run, runs, "slurm", World(2, 1), None)
 
 
 def test_submitted_run_waits_and_forgets_an_earlier_wish_to_stop(run: RunFile, runs: RunStore) -> None:
