@@ -131,6 +131,11 @@ def parse_node_file(text: str) -> str:
     return ",".join(name for line in text.splitlines() for name in line.partition("#")[0].split())
 
 
+def deaf_argv(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command line by which a program does not hear SIGTERM, which all of a job do that is put back."""
+    return ("/bin/sh", "-c", """trap '' TERM; exec "$@\"""", "fglaunch", *argv)
+
+
 def job_script(settings: Settings, request: Request, project: Path, work: Path, python: str) -> str:
     """Return a batch script whose only program is what the request names."""
     log = f"{str(work).replace('%', '%%')}/{request.run}/slurm-%j.log"

@@ -21,6 +21,10 @@ from fgtrain.runstore import RunStore
 from launcher.clusters import entries, read_config, work_root
 
 
+class TooFew(ClusterError):
+    """There would be nodes enough if none were excluded."""
+
+
 class Exclusion(msgspec.Struct, frozen=True, kw_only=True):
     """A node that is not used, why, since when (Unix seconds), and which run found out."""
 
@@ -115,6 +119,7 @@ def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> li
     """Return `count` nodes for a run, none of them excluded.
 
     Raises:
+        TooFew: without those that are excluded there are not so many.
         ClusterError: so many cannot be had.
     """
     asked = count
@@ -124,7 +129,7 @@ def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> li
         except ClusterError as error:
             if asked == count:
                 raise
-            raise ClusterError(
+            raise TooFew(
                 f"{asked - count} nodes are excluded, and {count} others cannot be had: {error};"
                 " `fglaunch nodes` lists them, `fglaunch nodes --lift NODE` uses one again"
             ) from error

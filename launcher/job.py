@@ -19,9 +19,10 @@ from cluster import ClusterError, Queue, open_cluster
 from fgtrain.errors import FglaunchError, UserError
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
+from launcher import exclusions
 from launcher.clusters import work_root
 from launcher.display import PlainDisplay
-from launcher.foreground import conclude, make_ready, say
+from launcher.foreground import conclude, make_ready, resume_command, say
 from launcher.outcome import EXIT_INTERRUPTED, Outcome
 from launcher.queued import WAITING, Job, Opener, queue_of, read_job, write_state
 from launcher.status import existing_run, read_status
@@ -102,15 +103,36 @@ def main(argv: Sequence[str], opener: Opener = queue_of, supervise: Supervise = 
     runs.write("job.json", job)
     before = newest_step(runs)
     outcome = supervise(run, runs, job, queue, notice)
-    if outcome.exit_code == EXIT_INTERRUPTED:  # by a signal; a limit or the user's wish ends the run, not only the job
+    bad = excluded_here(run, runs, job) if outcome.state == "failed" and outcome.exit_code == 1 else []
+    # Stopped by a signal, the run is to go on; a limit or the user's wish ends it, and not only the job.
+    if outcome.exit_code == EXIT_INTERRUPTED or bad:
+        if outcome.traceback:
+            say(outcome.traceback.rstrip())
         idle = 0 if newest_step(runs) > before else job.idle + 1
-        return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice)
+        return make_way(run, runs, msgspec.structs.replace(job, idle=idle), queue, notice, bad)
     conclude(runs, outcome)
     return outcome.exit_code
 
 
-def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice) -> int:
-    """See to it that the run goes on, if this job was not called off; returns the exit code."""
+def excluded_here(run: RunFile, runs: RunStore, job: Job) -> list[str]:
+    """Return the nodes of this job that are not to be used, if without them it has too few for the run."""
+    excluded = exclusions.excluded_names(runs, job.cluster)
+    try:
+        cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
+        here = [node.name for node in cluster.nodes(run.name, job.world.started)]
+        exclusions.pick(cluster, run.name, job.world.started, excluded)
+    except exclusions.TooFew:
+        return [name for name in here if name in excluded]
+    except ClusterError:  # it has no nodes any more
+        pass
+    return []
+
+
+def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notice, bad: Sequence[str] = ()) -> int:
+    """See to it that the run goes on, if this job was not called off; returns the exit code.
+
+    `bad` are nodes of this job that are excluded: the run goes on without them.
+    """
 
     def tell(state: str, message: str) -> None:
         write_state(runs, run, job.cluster, state, message)
@@ -121,29 +143,60 @@ def make_way(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Notic
     if now and now.waits:
         tell(WAITING, f"job {job.id} was put back in the queue")
         return EXIT_GOES_ON
-    if now is None or now.called_off or not notice.came:
+    if now is None or now.called_off or not (notice.came or bad):
         tell("stopped", f"job {job.id} was called off")
         return EXIT_INTERRUPTED
     if job.idle >= PATIENCE:
-        tell("failed", f"{PATIENCE} allocations in a row committed nothing: more time, or snapshots more often")
+        hint = f"the last had {_excluded_words(bad)}" if bad else "more time, or snapshots more often"
+        tell("failed", f"{PATIENCE} allocations in a row committed nothing: {hint}")
         return 1
-    return _ask_again(runs, job, queue, tell)
+    return _leave(runs, job, queue, bad, tell) if bad else _ask_again(runs, job, queue, tell)
 
 
-def _ask_again(runs: RunStore, job: Job, queue: Queue, tell: Callable[[str, str], None]) -> int:
-    tell(WAITING, f"the time of job {job.id} was over")  # first: the queue may end this process at once
+Tell = Callable[[str, str], None]
+
+
+def _ask_again(runs: RunStore, job: Job, queue: Queue, tell: Tell) -> int:
+    why = f"the time of job {job.id} was over"
     try:
-        successor = queue.again(job.id)
+        if _follows(runs, job, queue.again, why, tell):
+            return EXIT_GOES_ON
     except ClusterError as error:
-        tell("stopped", f"the time of job {job.id} was over, and no other followed: {error}")
+        tell("stopped", f"{why}, and no other followed: {error}")
         return 1
-    if not successor:
-        tell("stopped", f"the time of job {job.id} was over")
-        return EXIT_INTERRUPTED
-    if successor != job.id:
+    tell("stopped", why)
+    return EXIT_INTERRUPTED
+
+
+def _leave(runs: RunStore, job: Job, queue: Queue, bad: Sequence[str], tell: Tell) -> int:
+    why = f"job {job.id} has {_excluded_words(bad)}"
+    try:
+        if _follows(runs, job, queue.move, why, tell):
+            return EXIT_GOES_ON
+        hint = f"may not be put back; `{resume_command(runs)}` asks for others"
+    except ClusterError as error:
+        hint = f"cannot have others: {error}"
+    tell("failed", f"{why}, and {hint}")
+    return 1
+
+
+def _excluded_words(nodes: Sequence[str]) -> str:
+    return f"nodes that are not used any more: {', '.join(nodes)} (`fglaunch nodes` says why)"
+
+
+def _follows(runs: RunStore, job: Job, ask: Callable[[str, Sequence[str]], str], why: str, tell: Tell) -> bool:
+    """Ask for another allocation, without the nodes that are excluded; tells whether one is to follow.
+
+    Raises:
+        ClusterError: none is to be had.
+    """
+    avoid = sorted(exclusions.excluded_names(runs, job.cluster))
+    tell(WAITING, why)  # first: the queue may end this process at once
+    successor = ask(job.id, avoid)
+    if successor not in ("", job.id):
         runs.write("job.json", msgspec.structs.replace(job, id=successor))
-        tell(WAITING, f"job {successor} follows job {job.id}")
-    return EXIT_GOES_ON
+        tell(WAITING, f"job {successor} follows job {job.id}: {why}")
+    return bool(successor)
 
 
 def newest_step(runs: RunStore) -> int:

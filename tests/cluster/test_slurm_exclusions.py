@@ -10,7 +10,7 @@ import pytest
 
 from launcher.exclusions import Exclusion
 from tests.testbed.light_agent import write_python
-from tests.testbed.runs import Runs
+from tests.testbed.runs import Runs, wait_for
 from tests.testbed.slurm import SlurmCluster, running
 
 RECIPE = ("recipes/quickstart.py", "--supervise", "check.level=off", "--set", "epochs=1")
@@ -27,8 +27,9 @@ def runs(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("exclusions")
     base = BASE.format(python=write_python(folder), work=folder / "shared")
     (folder / "own").write_text("node3  # the user's own\n")
-    config = f'[plain]\n{base}[own]\n{base}exclude = "{folder}/own"\n'
-    (folder / "clusters.toml").write_text(config)
+    held = base + 'extra = ["--hold"]\n'
+    config = f'[plain]\n{base}[own]\n{base}exclude = "{folder}/own"\n[same]\n{held}[other]\n{held}at_limit = "submit"\n'
+    (folder / "clusters.toml").write_text(f'{config}[fixed]\n{held}at_limit = "stop"\nrequeue = false\n')
     found = Runs(folder, FGLAUNCH_CLUSTERS=str(folder / "clusters.toml"), **slurm.env)
     yield found
     for job in slurm.call("squeue", "--noheader", "--format=%i").split():
@@ -82,3 +83,57 @@ def test_job_for_which_no_nodes_are_left_is_refused_in_one_line(runs: Runs) -> N
     [line] = done.stderr.splitlines()[-1:]
     assert line.startswith("fglaunch: sbatch: ")
     assert line.endswith("not available (it was to have none of node1, node2: `fglaunch nodes` says why)")
+
+
+def begin(runs: Runs, slurm: SlurmCluster, cluster: str, name: str, nodes: int = 1) -> str:
+    """Let a job begin on a node that has been excluded since it was queued; returns its number."""
+    done = runs.call(*RECIPE, "--cluster", cluster, "--nodes", str(nodes), "--name", name, "--detach")
+    assert done.returncode == 0, done.stderr
+    job = job_of(runs, name)
+    exclude(runs, cluster, "node1")
+    slurm.call("scontrol", "release", job)
+    return job
+
+
+def test_job_that_begins_on_an_excluded_node_is_put_back_for_others(runs: Runs, slurm: SlurmCluster) -> None:
+    job = begin(runs, slurm, "same", "moved", nodes=2)
+    done = runs.call("attach", "moved")
+    assert done.returncode == 0, done.stderr
+    found = shown(slurm, job)
+    assert (found["ExcNodeList"], found["NodeList"], found["Restarts"]) == ("node1", "node[2-3]", "1")
+    assert f"moved: waiting: job {job} has nodes that are not used any more: node1" in (
+        (runs.folder / "shared" / "moved" / f"slurm-{job}.log").read_text()
+    )
+
+
+def test_job_that_may_not_be_put_back_is_followed_by_one_for_other_nodes(runs: Runs, slurm: SlurmCluster) -> None:
+    first = begin(runs, slurm, "other", "followed")
+    second = wait_for(lambda: (job := job_of(runs, "followed")) != first and job, "another job follows")
+    slurm.call("scontrol", "release", second)
+    assert runs.call("attach", "followed").returncode == 0
+    found = shown(slurm, second)
+    assert (found["ExcNodeList"], found["NodeList"]) == ("node1", "node2")
+
+
+def test_job_that_is_to_have_no_successor_says_so_and_resuming_asks_for_other_nodes(
+    runs: Runs, slurm: SlurmCluster
+) -> None:
+    job = begin(runs, slurm, "fixed", "ended")
+    done = runs.call("attach", "ended")
+    assert done.returncode == 1
+    assert (
+        f"ended failed: job {job} has nodes that are not used any more: node1 (`fglaunch nodes` says why), and may not"
+        in (done.stderr)
+    )
+    wait_for(lambda: not slurm.state(job), "the job is over")
+    assert runs.call("resume", "ended", "--detach").returncode == 0
+    assert shown(slurm, job_of(runs, "ended"))["ExcNodeList"] == "node1"
+    assert runs.call("stop", "ended").returncode == 0
+
+
+def test_job_is_not_put_back_for_nodes_that_there_are_not(runs: Runs, slurm: SlurmCluster) -> None:
+    job = begin(runs, slurm, "same", "large", nodes=3)
+    done = runs.call("attach", "large")
+    assert done.returncode == 1
+    assert "and cannot have others: the run needs 3 nodes, and Slurm has 2 beside node1" in done.stderr
+    assert shown(slurm, job)["Restarts"] == "0"

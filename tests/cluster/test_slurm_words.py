@@ -96,6 +96,12 @@ def test_nodes_that_are_kept_off_are_told_once(settings: dict[str, Any], own: st
     assert ("#SBATCH --exclusive" in lines) == ("--exclusive" in settings.get("extra", ()))
 
 
+def test_deaf_program_does_not_hear_that_its_job_ends() -> None:
+    argv = words.deaf_argv(["/bin/sh", "-c", 'kill -TERM $$; echo "$1"', "sh", "two words"])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.stdout, done.returncode) == ("two words\n", 0)
+
+
 def test_file_of_excluded_nodes_is_read() -> None:
     assert words.parse_node_file("# broken\nbad1\n\n bad[2-3]  # fans\n") == "bad1,bad[2-3]"
     assert words.parse_node_file("") == ""
