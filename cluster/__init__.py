@@ -175,13 +175,14 @@ class Inspectable(Protocol):
 class Request(NamedTuple):
     """A job to queue: `nodes` machines with `gpus` GPUs each, of which the first runs `python *args` in the project.
 
-    `run` names it; its output goes to the run's working folder.
+    `run` names it; its output goes to the run's working folder. It is to have none of the nodes named in `avoid`.
     """
 
     run: str
     nodes: int
     gpus: int
     args: tuple[str, ...]
+    avoid: tuple[str, ...] = ()
 
 
 class JobState(NamedTuple):
@@ -241,11 +242,19 @@ class Queue(Protocol):
     def log(self, run: str, job: str) -> Path:
         """Return the file that a job's output is appended to."""
 
-    def again(self, job: str) -> str:
-        """Have this process's own job gone on with, as the settings say; returns the number it will have, "" for none.
+    def again(self, job: str, avoid: Sequence[str]) -> str:
+        """Have this process's own job gone on with, as the settings say of the end of its time.
+
+        Returns the number that it will have, "" for none. It will have none of the nodes to avoid.
 
         Raises:
             ClusterError: the queue refuses.
+        """
+
+    def move(self, job: str, avoid: Sequence[str]) -> str:
+        """Have this process's own job gone on with on other nodes, since it has some that are to be avoided.
+
+        As `again`, but also where nothing is to follow at the end of its time.
         """
 
 

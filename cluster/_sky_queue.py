@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ class SkyQueue:
         """See `Queue`. SkyPilot keeps it: `sky jobs logs NUMBER`; the run's own are in its store."""
         return self._work / run / f"sky-{job}.log"
 
-    def again(self, job: str) -> str:
+    def again(self, job: str, avoid: Sequence[str]) -> str:
         """See `Queue`: SkyPilot sees to that, and nobody needs to ask."""
+        return ""
+
+    def move(self, job: str, avoid: Sequence[str]) -> str:
+        """See `Queue`: it cannot be asked for another machine from inside."""
         return ""

@@ -15,6 +15,7 @@ from cluster import ClusterError, Command, JobState, Node, Request
 _DEFERRED = ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _ALIVE = (*_DEFERRED, "COMPLETING", "RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 """Source: squeue(1), JOB STATE CODES."""
+_EXCLUDE = re.compile(r"(?:--exclude(?:=|\s+)|-x\s*)(.+)")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +105,35 @@ def job_options(settings: Settings, request: Request, project: Path, log: str) -
     yield f"--output={log}"
     yield f"--chdir={project}"
     yield from settings.extra
+
+
+def own_exclude(settings: Settings) -> str:
+    """Return the nodes that the user wants to have none of: a list, or a file's name, if there is a slash in it.
+
+    Of several words on it the last counts, as for sbatch, which reads `extra` after `exclude`.
+    """
+    return [settings.exclude or "", *(found[1] for x in settings.extra if (found := _EXCLUDE.fullmatch(x)))][-1]
+
+
+def keeping_off(settings: Settings, exclude: str) -> Settings:
+    """Return settings whose jobs have none of these nodes, whatever the user's own words on it were."""
+    extra = tuple(option for option in settings.extra if not _EXCLUDE.fullmatch(option))
+    return msgspec.structs.replace(settings, exclude=exclude or None, extra=extra)
+
+
+def merged(nodes: str, more: Sequence[str]) -> str:
+    """Return a list of nodes, as Slurm writes them, with more of them."""
+    return ",".join([*([nodes] if nodes else []), *more])
+
+
+def parse_node_file(text: str) -> str:
+    """Return the list of nodes that is in a file for `--exclude`."""
+    return ",".join(name for line in text.splitlines() for name in line.partition("#")[0].split())
+
+
+def deaf_argv(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command line by which a program does not hear SIGTERM, which all of a job do that is put back."""
+    return ("/bin/sh", "-c", """trap '' TERM; exec "$@\"""", "fglaunch", *argv)
 
 
 def job_script(settings: Settings, request: Request, project: Path, work: Path, python: str) -> str:

@@ -31,8 +31,8 @@ _LISTENS = (
 _IN_USE, _DENIED = 98, 13  # Source: errno(3)
 
 
-def _call(*argv: str, stdin: str | None = None, clean: bool = False) -> str:
-    """Run a client of Slurm and return what it printed.
+def _call(*argv: str, stdin: str | None = None, clean: bool = False, deaf: bool = False) -> str:
+    """Run a client of Slurm, `deaf` to what ends this job, and return what it printed.
 
     Raises:
         ClusterError: it failed, with the last thing that it said.
@@ -41,7 +41,7 @@ def _call(*argv: str, stdin: str | None = None, clean: bool = False) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     try:
         done = subprocess.run(
-            argv,
+            words.deaf_argv(argv) if deaf else argv,
             input=stdin or "",
             env=env if clean else None,
             capture_output=True,
@@ -79,7 +79,25 @@ class SlurmQueue:
     def script(self, request: Request) -> str:
         """See `Queue`."""
         python = self._settings.python or sys.executable
-        return words.job_script(self._settings, request, self._project, self._work, python)
+        settings = self._settings
+        if request.avoid:
+            settings = words.keeping_off(settings, self._excluded(request.avoid))
+        return words.job_script(settings, request, self._project, self._work, python)
+
+    def _excluded(self, avoid: Sequence[str]) -> str:
+        """Return the nodes to avoid with those that the user has excluded; Slurm refuses names of nodes it has not."""
+        own = words.own_exclude(self._settings)
+        if "/" in own:
+            try:
+                own = words.parse_node_file((self._project / own).read_text())
+            except OSError as error:
+                raise ClusterError(f"exclude = {own}: {error.strerror}") from error
+        known = self._names()
+        return words.merged(own, [name for name in avoid if name in known])
+
+    def _names(self, *options: str) -> set[str]:
+        """Return the names of all nodes that Slurm has."""
+        return set(_call("sinfo", "--all", "--noheader", "--Node", "--format=%N", *options).split())
 
     def submit(self, request: Request) -> str:
         """See `Queue`."""
@@ -110,15 +128,42 @@ class SlurmQueue:
         """See `Queue`."""
         return self._work / run / f"slurm-{job}.log"
 
-    def again(self, job: str) -> str:
-        """See `Queue`: Slurm ends this job when it is put back, and so this process."""
-        if self._settings.at_limit == "requeue":
-            _call("scontrol", "requeue", job)
-            return job
+    def again(self, job: str, avoid: Sequence[str]) -> str:
+        """See `Queue`."""
+        return "" if self._settings.at_limit == "stop" else self.move(job, avoid)
+
+    def move(self, job: str, avoid: Sequence[str]) -> str:
+        """See `Queue`: by a successor where the settings want one, else by a requeue, if they allow that."""
+        exclude = self._excluded(avoid) if avoid else ""
         if self._settings.at_limit == "submit":
             script = _call("scontrol", "write", "batch_script", job, "-")
-            return self._submit(script, f"--dependency=afterany:{job}")
-        return ""
+            options = [f"--exclude={exclude}"] if exclude else []  # goes before what the script says
+            return self._submit(script, f"--dependency=afterany:{job}", *options)
+        if not self._settings.requeue:
+            return ""
+        self._requeue(job, exclude)
+        return job
+
+    def _requeue(self, job: str, exclude: str) -> None:
+        """Put this process's own job back, for other nodes; Slurm then ends it, and so this process, in KillWait.
+
+        What nodes a job is not to have can be changed only while it waits, and so not before. Should that fail, it may
+        be given the same ones, and will ask again.
+        """
+        if exclude:
+            self._check_enough(exclude)
+        _call("scontrol", "requeue", job, deaf=True)
+        if exclude:
+            with contextlib.suppress(ClusterError):
+                _call("scontrol", "update", f"JobId={job}", f"ExcNodeList={exclude}", deaf=True)
+
+    def _check_enough(self, exclude: str) -> None:
+        """Refuse to wait for nodes that there are not."""
+        partition = [f"--partition={self._settings.partition}"] if self._settings.partition else []
+        others = self._names(*partition) - set(_call("scontrol", "show", "hostnames", exclude).split())
+        needed = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        if len(others) < needed:
+            raise ClusterError(f"the run needs {needed} nodes, and Slurm has {len(others)} beside {exclude}")
 
 
 class StepProcess:

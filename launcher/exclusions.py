@@ -1,7 +1,8 @@
 """Nodes that are not used any more, since they were found broken: by a run (in its store), and by this user's runs.
 
-The user's list is a folder of small files beside the working folders, one a node: it lasts until somebody lifts it with
-`fglaunch nodes --lift NODE`. A run's own list travels with the run, to whichever machine goes on with it.
+The user's list is a folder of small files among the working folders, one a node: it lasts until somebody lifts it with
+`fglaunch nodes --lift NODE`. A job notes what it finds where its working folders are, in the `work` of its cluster, and
+the machine that submits looks there too. A run's own list travels with the run, to whichever machine goes on with it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from urllib.parse import quote
 import msgspec
 
 from cluster import Cluster, ClusterError, Node
-from fgtrain.errors import Corrupt, KeyMissing
+from fgtrain.errors import Corrupt, KeyMissing, UserError
 from fgtrain.runstore import RunStore
-from launcher.clusters import work_root
+from launcher.clusters import entries, read_config, work_root
+
+
+class TooFew(ClusterError):
+    """There would be nodes enough if none were excluded."""
 
 
 class Exclusion(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,33 +36,51 @@ class Exclusion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def state_folder() -> Path:
-    """Return where this user's exclusions are kept."""
-    return work_root().parent / "excluded"
+    """Return where what is found here is noted; no run has such a name."""
+    return work_root() / ".excluded"
+
+
+def state_folders() -> list[Path]:
+    """Return all places where this user's exclusions may be: this machine's, and those of jobs that ran elsewhere."""
+    works: list[Path] = []
+    with suppress(UserError):  # a supervisor, which asks as well, needs no clusters.toml
+        works = [Path(str(entry.get("work", ""))) for entry in entries(read_config()).values()]
+    earlier = work_root().parent / "excluded"
+    return list(dict.fromkeys([state_folder(), *(w / ".excluded" for w in works if w.is_absolute()), earlier]))
 
 
 def exclude(runs: RunStore, cluster_name: str, cluster: Cluster, node: Node, reason: str) -> Exclusion:
     """Note that a node is broken: for the run, and for later runs too where nodes are machines.
 
-    The nodes of `local` are only folders of this machine, and their names say nothing of it.
+    The nodes of `local` are only folders of this machine, and their names say nothing of it. Where later runs' list
+    cannot be written, the run's own has to do.
     """
     found = Exclusion(cluster=cluster_name, node=node.name, reason=reason, time=time.time(), run=runs.run)
     runs.write(_run_key(node.name), found)
     if cluster.name != "local":
-        file = _file(cluster_name, node.name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(found))
-        part.replace(file)
+        file = state_folder() / quote(cluster_name, safe="") / f"{quote(node.name, safe='')}.json"
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_bytes(msgspec.json.encode(found))
+            part.replace(file)
     return found
 
 
 def of_user(cluster_name: str | None = None) -> Iterator[Exclusion]:
     """Yield this user's exclusions, of one cluster or all; a file that cannot be read is passed over."""
-    for file in sorted(state_folder().glob("*/*.json")):
-        with suppress(OSError, msgspec.DecodeError):
-            found = msgspec.json.decode(file.read_bytes(), type=Exclusion)
-            if cluster_name in (None, found.cluster):
-                yield found
+    for _, found in _files(cluster_name):
+        yield found
+
+
+def _files(cluster_name: str | None) -> Iterator[tuple[Path, Exclusion]]:
+    for folder in state_folders():
+        with suppress(OSError):  # it may be another user's
+            for file in sorted(folder.glob("*/*.json")):
+                with suppress(OSError, msgspec.DecodeError):
+                    found = msgspec.json.decode(file.read_bytes(), type=Exclusion)
+                    if cluster_name in (None, found.cluster):
+                        yield file, found
 
 
 def of_run(runs: RunStore) -> list[Exclusion]:
@@ -71,10 +94,10 @@ def of_run(runs: RunStore) -> list[Exclusion]:
 
 def lift_for_user(node: str, cluster_name: str | None) -> list[Exclusion]:
     """Use a node again in new runs; returns what was lifted."""
-    lifted = [e for e in of_user(cluster_name) if e.node == node]
-    for each in lifted:
-        _file(each.cluster, each.node).unlink(missing_ok=True)
-    return lifted
+    lifted = [(file, found) for file, found in _files(cluster_name) if found.node == node]
+    for file, _ in lifted:
+        file.unlink(missing_ok=True)
+    return [found for _, found in lifted]
 
 
 def lift_for_run(node: str, runs: RunStore) -> list[Exclusion]:
@@ -96,6 +119,7 @@ def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> li
     """Return `count` nodes for a run, none of them excluded.
 
     Raises:
+        TooFew: without those that are excluded there are not so many.
         ClusterError: so many cannot be had.
     """
     asked = count
@@ -105,17 +129,13 @@ def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> li
         except ClusterError as error:
             if asked == count:
                 raise
-            raise ClusterError(
+            raise TooFew(
                 f"{asked - count} nodes are excluded, and {count} others cannot be had: {error};"
                 " `fglaunch nodes` lists them, `fglaunch nodes --lift NODE` uses one again"
             ) from error
         if len(usable) >= count:
             return usable[:count]
         asked += count - len(usable)
-
-
-def _file(cluster_name: str, node: str) -> Path:
-    return state_folder() / quote(cluster_name, safe="") / f"{quote(node, safe='')}.json"
 
 
 def _run_key(node: str) -> str:

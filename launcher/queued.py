@@ -12,13 +12,16 @@ from typing import Any
 import msgspec
 
 from cluster import ClusterError, JobState, Queue, Request, open_queue
-from fgtrain.errors import KeyMissing, StoreError, UserError
+from fgtrain.errors import Corrupt, KeyMissing, StoreError, UserError
+from fgtrain.lease import read_limits, read_spend
+from fgtrain.limits import exceeded
 from fgtrain.plan import Engine, World
 from fgtrain.runstore import RunFile, RunStore
 from launcher import foreground
 from launcher.clusters import find_entry, work_root
 from launcher.display import Display, make_display
 from launcher.events import decode_events, whole_lines
+from launcher.exclusions import excluded_names
 from launcher.foreground import resume_command, say, where_results_are
 from launcher.status import Status, live_state, process_token, read_status
 
@@ -38,20 +41,42 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     cluster: str
     settings: dict[str, Any]
+    world: World
+    port: int | None
+    id: str = ""
+    idle: int = 0
+
+
+class _FlatJob(msgspec.Struct, frozen=True, kw_only=True):
+    """`job.json` of a job that was queued when only these three things of its world were recorded."""
+
+    kind: str
+    cluster: str
+    settings: dict[str, Any]
     nodes: int
     gpus: int
-    port: int | None
     engine: Engine = "torchrun"
+    port: int | None
     id: str = ""
     idle: int = 0
 
 
 def read_job(runs: RunStore) -> Job | None:
-    """Return a run's job, None if it never had one."""
+    """Return a run's job, None if it never had one.
+
+    Raises:
+        Corrupt: its record cannot be read.
+    """
     try:
         return runs.read("job.json", Job)
     except KeyMissing:
         return None
+    except Corrupt as error:
+        try:
+            fields = msgspec.structs.asdict(runs.read("job.json", _FlatJob))
+        except Corrupt:
+            raise error from None
+        return Job(world=World(fields.pop("nodes"), fields.pop("gpus"), engine=fields.pop("engine")), **fields)
 
 
 def queue_of(job: Job, run: RunFile) -> Queue:
@@ -80,9 +105,10 @@ def check_world(world: World) -> None:
         )
 
 
-def request(runs: RunStore, world: World) -> Request:
-    """Return the job that carries a run's supervisor. Pure."""
-    return Request(runs.run, world.nodes, world.gpus, ("-m", "launcher.job", runs.store.url, runs.run))
+def request(runs: RunStore, cluster: str, world: World) -> Request:
+    """Return the job that carries a run's supervisor, on none of the cluster's nodes that are excluded."""
+    avoid = tuple(sorted(excluded_names(runs, cluster)))
+    return Request(runs.run, world.nodes, world.gpus, ("-m", "launcher.job", runs.store.url, runs.run), avoid)
 
 
 def write_state(runs: RunStore, run: RunFile, cluster: str, state: str, message: str) -> None:
@@ -111,22 +137,18 @@ def submit(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: Worl
     """
     kind, settings = find_entry(cluster)
     runs.store.delete(runs.key("stop"))  # an earlier one is not meant for this job
-    job = Job(
-        kind=kind,
-        cluster=cluster,
-        settings=settings,
-        nodes=world.nodes,
-        gpus=world.gpus,
-        port=port,
-        engine=world.engine,
-    )
+    job = Job(kind=kind, cluster=cluster, settings=settings, world=world, port=port)
     runs.write("job.json", job)  # the job reads it, and may begin at once
     write_state(runs, run, cluster, WAITING, "")
+    asked = request(runs, cluster, world)
     try:
-        job = msgspec.structs.replace(job, id=queue.submit(request(runs, world)))
-    except ClusterError:
+        job = msgspec.structs.replace(job, id=queue.submit(asked))
+    except ClusterError as error:
         write_state(runs, run, cluster, "stopped", "its job was not taken")
-        raise
+        if not asked.avoid:
+            raise
+        names = ", ".join(asked.avoid)
+        raise ClusterError(f"{error} (it was to have none of {names}: `fglaunch nodes` says why)") from error
     runs.write("job.json", job)
     return job
 
@@ -214,6 +236,11 @@ def stop(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> bool:
     return True
 
 
+def _limit_reached(runs: RunStore) -> str | None:
+    """Return what the supervisor said of the limit at which it ended the run, None if it has reached none."""
+    return exceeded(read_limits(runs), read_spend(runs))
+
+
 class Watch:
     """Shows how a run fares whose supervisor is a job; the run does not care."""
 
@@ -293,7 +320,7 @@ class Watch:
             return 0
         if state == "stopped":
             say(f"{name} is stopped: {status.message}; `{resume_command(self._runs)}` goes on")
-            return 130
+            return 1 if status.message == _limit_reached(self._runs) else 130
         why = status.message if state == "failed" else "its job ended without a last word"
         say(f"{name} failed: {why} (logs: {logs})")
         return 1

@@ -57,7 +57,7 @@ def call(args: argparse.Namespace) -> int:
     for note in notes:
         say(note)
     if args.dry_run and queue:
-        script = queue.script(queued.request(RunStore(store, run.name), world))
+        script = queue.script(queued.request(RunStore(store, run.name), cluster_name, world))
         print("\n".join([*planned(run, store, world), script.rstrip()]))
         return 0
     if args.dry_run:

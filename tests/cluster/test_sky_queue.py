@@ -52,7 +52,7 @@ def test_job_is_handed_over_looked_at_and_called_off(
     assert jobs.look(number) == JobState(waits=True, text="RECOVERING", starts=2, leaving=False)
     jobs.cancel(number)
     assert jobs.look(number) is None
-    assert jobs.again(number) == ""
+    assert jobs.again(number, []) == jobs.move(number, ["node1"]) == ""
 
 
 def test_more_than_one_machine_is_refused_in_one_line(settings: dict[str, Any], tmp_path: Path) -> None:

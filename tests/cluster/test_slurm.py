@@ -127,7 +127,7 @@ if mark.exists():
     (mark.parent / 'second.new').rename(mark.parent / 'second')
 else:
     mark.touch()
-    open_queue({'at_limit': sys.argv[3]}, Path('/'), mark.parent).again(job)
+    open_queue({'at_limit': sys.argv[3]}, Path('/'), mark.parent).again(job, [])
 """
 
 

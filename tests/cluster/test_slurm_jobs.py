@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+from launcher.takeover import last_term
 from tests.testbed.light_agent import write_python
 from tests.testbed.runs import LiveRun, Runs, wait_for
 from tests.testbed.slurm import SlurmCluster, running
@@ -110,13 +113,31 @@ def test_killed_step_is_started_again_and_a_cancelled_job_leaves_nothing(runs: R
     assert_nothing_left(runs, slurm, job)
 
 
+def test_job_whose_run_reaches_a_limit_is_not_followed_by_another(runs: Runs, slurm: SlurmCluster) -> None:
+    with runs.start("dear", *RECIPE, "--max-hours", "0.001", "--cluster", "same", "--name", "dear") as run:
+        assert run.wait() == 1, run.output()
+        assert "dear is stopped: --max-hours 0.001 is reached after" in run.output()
+    found = row(runs, "dear")
+    assert found["state"] == "stopped"
+    assert found["message"].startswith("--max-hours 0.001 is reached after")
+    assert_nothing_left(runs, slurm, found["job"])
+    shown = slurm.call("scontrol", "--oneliner", "show", "job", found["job"])
+    assert "JobState=FAILED" in shown
+    assert "Restarts=0" in shown
+    assert "ExitCode=1:0" in shown
+
+
 def test_watching_may_end_and_begin_again(runs: Runs, slurm: SlurmCluster) -> None:
-    done = runs.call(*RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "alone", "--detach")
+    options = ("--set", "epochs=2", "--cluster", "same", "--detect", "7")
+    done = runs.call(*RECIPE, *options, "--name", "alone", "--detach")
     assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
     watched = runs.call("attach", "alone")
     assert watched.returncode == 0, watched.stderr
     assert "run alone finished" in watched.stderr
     assert row(runs, "alone")["state"] == "finished"
+    term = last_term(RunStore(open_store(runs.store), "alone"))
+    assert term
+    assert term.world.detect_s == 7
     assert_nothing_left(runs, slurm, row(runs, "alone")["job"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,38 @@ def test_script_asks_for_what_the_settings_say() -> None:
 )
 def test_gpus_are_asked_for_the_way_the_site_wants(settings: dict[str, Any], asked: list[str]) -> None:
     assert [x[8:] for x in script(**settings) if "--g" in x] == asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({}, ""),
+        ({"exclude": "bad[1-3]"}, "bad[1-3]"),
+        ({"extra": ["--exclusive", "--exclude=worse"]}, "worse"),
+        ({"exclude": "bad[1-3]", "extra": ["-x worse"]}, "worse"),
+        ({"exclude": "bad[1-3]", "extra": ["--exclude worse"]}, "worse"),
+        ({"exclude": "/shared/bad nodes"}, "/shared/bad nodes"),
+    ],
+)
+def test_nodes_that_are_kept_off_are_told_once(settings: dict[str, Any], own: str) -> None:
+    found = words.read_settings(settings)
+    assert words.own_exclude(found) == own
+    found = words.keeping_off(found, words.merged(own, ["n7", "n8"]))
+    lines = words.job_script(found, REQUEST, Path("/"), Path("/"), "python").splitlines()
+    [line] = [x for x in lines if "exclude" in x or " -x" in x]
+    assert shlex.split(line) == ["#SBATCH", f"--exclude={own}{',' * bool(own)}n7,n8"]
+    assert ("#SBATCH --exclusive" in lines) == ("--exclusive" in settings.get("extra", ()))
+
+
+def test_deaf_program_does_not_hear_that_its_job_ends() -> None:
+    argv = words.deaf_argv(["/bin/sh", "-c", 'kill -TERM $$; echo "$1"', "sh", "two words"])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.stdout, done.returncode) == ("two words\n", 0)
+
+
+def test_file_of_excluded_nodes_is_read() -> None:
+    assert words.parse_node_file("# broken\nbad1\n\n bad[2-3]  # fans\n") == "bad1,bad[2-3]"
+    assert words.parse_node_file("") == ""
 
 
 def test_job_that_must_not_be_requeued_says_so() -> None:

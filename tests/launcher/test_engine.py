@@ -44,8 +44,9 @@ def test_engine_is_one_of_two_and_kept_by_who_resumes(capsys: pytest.CaptureFixt
 
 
 def test_queued_job_knows_its_engine() -> None:
-    job = Job(kind="slurm", cluster="lab", settings={}, nodes=2, gpus=1, port=None, engine="deepspeed")
-    assert msgspec.json.decode(msgspec.json.encode(job), type=Job).engine == "deepspeed"
+    world = World(2, 1, engine="deepspeed")
+    job = Job(kind="slurm", cluster="lab", settings={}, world=world, port=None)
+    assert msgspec.json.decode(msgspec.json.encode(job), type=Job).world == world
 
 
 def test_what_is_missing_is_named_with_the_extra_that_has_it() -> None:

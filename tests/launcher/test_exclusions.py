@@ -19,6 +19,7 @@ from tests.testbed.fake_training import FakeClock, FakeCluster
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FGLAUNCH_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "clusters.toml"))
     return tmp_path
 
 
@@ -71,6 +72,35 @@ def test_command_lists_and_lifts(runs: RunStore, tmp_path: Path, capsys: pytest.
     assert exclusions.excluded_names(runs, "lab") == set()
     assert main(["nodes", "--lift", "host1", *store]) == 2
     assert "--lift host1: no such node is excluded" in capsys.readouterr().err
+
+
+def test_command_sees_what_a_job_has_found_in_the_folder_of_its_cluster(
+    runs: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, shared = str(tmp_path / "work"), tmp_path / "shared" / "work"
+    (tmp_path / "clusters.toml").write_text(f'[lab]\nkind = "slurm"\nwork = "{shared}"\n')
+    monkeypatch.setenv("FGLAUNCH_WORK", str(shared))  # as the job's script says
+    exclude(runs, "host1")
+    monkeypatch.setenv("FGLAUNCH_WORK", here)
+    assert exclusions.excluded_names(RunStore(runs.store, "other"), "lab") == {"host1"}
+    assert main(["nodes", "--json"]) == 0
+    assert [row["node"] for row in json.loads(capsys.readouterr().out)] == ["host1"]
+    assert main(["nodes", "--lift", "host1"]) == 0
+    assert not list(shared.rglob("*.json"))
+
+
+def test_exclusion_of_an_earlier_version_holds_and_can_be_lifted(runs: RunStore, work: Path) -> None:
+    exclude(runs, "host1")
+    exclusions.state_folder().rename(work / "excluded")  # beside the working folders
+    assert [e.node for e in exclusions.of_user()] == ["host1"]
+    assert len(exclusions.lift_for_user("host1", None)) == 1
+    assert list(exclusions.of_user()) == []
+
+
+def test_list_that_cannot_be_written_is_no_reason_to_end_a_run(runs: RunStore, work: Path) -> None:
+    (work / "work").write_text("in the way")
+    exclude(runs, "host1")
+    assert exclusions.excluded_names(runs, "lab") == {"host1"}
 
 
 def test_names_that_are_no_file_names_are_kept_apart(runs: RunStore) -> None:

@@ -1,4 +1,4 @@
-"""What a run's job does when it must make way, and what the launching side makes of its job. The queue is a fake."""
+"""What a run's job does when the run ends, or it must make way. The queue is a fake."""
 
 from __future__ import annotations
 
@@ -11,55 +11,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster import ClusterError, JobState, Request
-from fgtrain.errors import UserError
+from cluster import ClusterError, JobState
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
+from launcher import job as in_job
 from launcher import queued
 from launcher.job import EXIT_GOES_ON, PATIENCE, Notice, make_way
-from launcher.outcome import Outcome
+from launcher.outcome import EXIT_INTERRUPTED, Outcome
 from launcher.queued import WAITING, Job
-from launcher.status import read_status
 from tests.fgtrain.test_runstore import run_file
+from tests.testbed.queues import BACK, RUNNING, FakeQueue, exclude, job, said
 
 NUMBERS = itertools.count()
-RUNNING = JobState(waits=False, text="RUNNING", starts=0, leaving=False)
-PENDING = JobState(waits=True, text="PENDING (Resources)", starts=0, leaving=False)
-BACK = JobState(waits=True, text="COMPLETING", starts=1, leaving=True)
 
 
-class FakeQueue:
-    """One job, as it is told; `answers` is what `again` returns."""
-
-    lead_s = 60.0
-    own = "17"
-
-    def __init__(self, state: JobState | None = RUNNING, answer: str | ClusterError = "17") -> None:
-        self.state, self.answer = state, answer
-        self.asked: list[str] = []
-        self.cancelled: list[str] = []
-
-    def script(self, request: Request) -> str:
-        return "#!/bin/sh\n"
-
-    def submit(self, request: Request) -> str:
-        if isinstance(self.answer, ClusterError):
-            raise self.answer
-        return self.answer
-
-    def look(self, job: str) -> JobState | None:
-        return self.state
-
-    def cancel(self, job: str) -> None:
-        self.cancelled.append(job)
-
-    def log(self, run: str, job: str) -> Path:
-        return Path("/log")
-
-    def again(self, job: str) -> str:
-        self.asked.append(job)
-        return self.submit(Request("", 0, 0, ()))
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGLAUNCH_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "clusters.toml"))
 
 
 @pytest.fixture
@@ -82,17 +52,6 @@ def notice() -> Iterator[Notice]:
         signal.signal(sig, handler)
 
 
-def job(**changes: object) -> Job:
-    base = Job(kind="slurm", cluster="lab", settings={}, nodes=2, gpus=1, port=None, id="17")
-    return msgspec.structs.replace(base, **changes)
-
-
-def said(runs: RunStore) -> tuple[str, str]:
-    status = read_status(runs)
-    assert status is not None
-    return status.state, status.message
-
-
 def test_job_that_was_put_back_waits(run: RunFile, runs: RunStore, notice: Notice) -> None:
     queue = FakeQueue(BACK)
     assert make_way(run, runs, job(), queue, notice) == EXIT_GOES_ON
@@ -103,7 +62,7 @@ def test_job_that_was_put_back_waits(run: RunFile, runs: RunStore, notice: Notic
 @pytest.mark.parametrize("state", [RUNNING, None])
 def test_job_that_was_called_off_stays_so(run: RunFile, runs: RunStore, notice: Notice, state: JobState | None) -> None:
     queue = FakeQueue(state)
-    assert make_way(run, runs, job(), queue, notice) != 0
+    assert make_way(run, runs, job(), queue, notice) == EXIT_INTERRUPTED
     assert said(runs) == ("stopped", "job 17 was called off")
     assert not queue.asked
 
@@ -122,8 +81,8 @@ def test_job_that_is_called_off_while_its_time_ends_asks_for_no_more(
     ("answer", "code", "state", "message", "next_job"),
     [
         ("17", EXIT_GOES_ON, WAITING, "the time of job 17 was over", "17"),
-        ("18", EXIT_GOES_ON, WAITING, "job 18 follows job 17", "18"),
-        ("", EXIT_GOES_ON, "stopped", "the time of job 17 was over", "17"),
+        ("18", EXIT_GOES_ON, WAITING, "job 18 follows job 17: the time of job 17 was over", "18"),
+        ("", EXIT_INTERRUPTED, "stopped", "the time of job 17 was over", "17"),
         (ClusterError("no"), 1, "stopped", "the time of job 17 was over, and no other followed: no", "17"),
     ],
 )
@@ -151,6 +110,130 @@ def test_allocations_that_commit_nothing_come_to_an_end(run: RunFile, runs: RunS
     assert make_way(run, runs, job(idle=PATIENCE), queue, notice) == 1
     assert said(runs)[0] == "failed"
     assert queue.asked == ["17"]
+
+
+def run_job(runs: RunStore, queue: FakeQueue, supervise: in_job.Supervise, **changes: object) -> int:
+    """Run what a job runs, with another supervisor."""
+    runs.write("job.json", job(**changes))
+    return in_job.main([runs.store.url, runs.run], lambda *_: queue, supervise)
+
+
+LIMIT = "--max-hours 1 is reached after 1.00 h"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_run_that_reaches_a_limit_says_so_and_no_job_follows(
+    runs: RunStore, notice: Notice, capsys: pytest.CaptureFixture[str], told: bool
+) -> None:
+    def supervise(run: RunFile, runs: RunStore, job: Job, *_: object) -> Outcome:
+        if told:  # that time is nearly over, while the last snapshot is taken
+            os.kill(os.getpid(), signal.SIGUSR1)
+        queued.write_state(runs, run, job.cluster, "stopped", LIMIT)
+        return Outcome("stopped", 1, LIMIT)
+
+    queue = FakeQueue()
+    assert run_job(runs, queue, supervise) == 1
+    assert said(runs) == ("stopped", LIMIT)
+    assert f"run: {LIMIT}; `fglaunch resume run" in capsys.readouterr().err
+    assert not queue.asked
+
+
+def test_run_that_a_signal_stops_makes_way(runs: RunStore, notice: Notice) -> None:
+    def supervise(*_: object) -> Outcome:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return Outcome("stopped", EXIT_INTERRUPTED, "interrupted")
+
+    queue = FakeQueue()
+    assert run_job(runs, queue, supervise) == EXIT_GOES_ON
+    assert queue.asked == ["17"]
+    assert run_job(runs, FakeQueue(state=None), supervise) == EXIT_INTERRUPTED
+    assert said(runs) == ("stopped", "job 17 was called off")
+
+
+BROKEN = "job 17 has nodes that are not used any more: fake1 (`fglaunch nodes` says why)"
+
+
+def fails_and_excludes(node: str) -> in_job.Supervise:
+    """Return what is done in a job one of whose two nodes is found broken."""
+
+    def supervise(run: RunFile, runs: RunStore, job: Job, *_: object) -> Outcome:
+        exclude(runs, node)
+        return Outcome("failed", 1, "ECC", "Traceback: ECC")
+
+    return supervise
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "state", "message"),
+    [
+        ("17", EXIT_GOES_ON, WAITING, BROKEN),
+        ("18", EXIT_GOES_ON, WAITING, f"job 18 follows job 17: {BROKEN}"),
+        ("", 1, "failed", f"{BROKEN}, and may not be put back; `fglaunch resume run --store URL` asks for others"),
+        (ClusterError("no"), 1, "failed", f"{BROKEN}, and cannot have others: no"),
+    ],
+)
+def test_job_with_a_node_that_is_found_broken_goes_on_without_it(
+    runs: RunStore, notice: Notice, answer: str | ClusterError, code: int, state: str, message: str
+) -> None:
+    queue = FakeQueue(answer=answer)
+    exclude(runs, "elsewhere")
+    assert run_job(runs, queue, fails_and_excludes("fake1"), kind="fake", settings={"nodes": 2}) == code
+    assert said(runs) == (state, message.replace("URL", runs.store.url))
+    assert (queue.moved, queue.asked) == (["17"], [])
+    assert queue.requests[-1].avoid == ("elsewhere", "fake1")
+
+
+def test_job_that_begins_on_a_node_that_is_excluded_leaves_it_at_once(runs: RunStore, notice: Notice) -> None:
+    exclude(runs, "fake1")
+    queue = FakeQueue()
+    assert run_job(runs, queue, in_job.supervise, kind="fake", settings={"nodes": 2}) == EXIT_GOES_ON
+    assert said(runs) == (WAITING, BROKEN)
+    assert queue.moved == ["17"]
+
+
+@pytest.mark.parametrize(
+    ("node", "settings", "outcome"),
+    [
+        ("fake5", {"nodes": 2}, Outcome("failed", 1, "error")),  # not one of its own
+        ("fake1", {"nodes": 3}, Outcome("failed", 1, "error")),  # there is another one
+        ("fake1", {"nodes": 2}, Outcome("failed", 2, "a mistake")),
+        ("fake1", {"nodes": 2}, Outcome("finished", 0)),
+    ],
+)
+def test_job_that_ends_for_other_reasons_asks_for_no_other_nodes(
+    runs: RunStore, notice: Notice, node: str, settings: dict[str, int], outcome: Outcome
+) -> None:
+    exclude(runs, node)
+    queue = FakeQueue()
+    assert run_job(runs, queue, lambda *_: outcome, kind="fake", settings=settings) == outcome.exit_code
+    assert not queue.moved
+
+
+def test_jobs_that_move_and_commit_nothing_come_to_an_end(runs: RunStore, notice: Notice) -> None:
+    queue = FakeQueue()
+    fake = {"kind": "fake", "settings": {"nodes": 2}, "idle": PATIENCE}
+    assert run_job(runs, queue, fails_and_excludes("fake1"), **fake) == 1
+    assert said(runs)[1].startswith(
+        f"{PATIENCE} allocations in a row committed nothing: the last had nodes that are not"
+    )
+    assert not queue.moved
+
+
+def test_job_with_a_broken_node_that_is_called_off_stays_so(runs: RunStore, notice: Notice) -> None:
+    queue = FakeQueue(RUNNING._replace(text="COMPLETING", called_off=True))
+    fake = {"kind": "fake", "settings": {"nodes": 2}}
+    assert run_job(runs, queue, fails_and_excludes("fake1"), **fake) == EXIT_INTERRUPTED
+    assert not queue.moved
+
+
+def test_job_whose_time_is_over_asks_for_none_of_the_excluded_nodes(
+    run: RunFile, runs: RunStore, notice: Notice
+) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    exclude(runs, "n7")
+    queue = FakeQueue()
+    make_way(run, runs, job(), queue, notice)
+    assert [asked.avoid for asked in queue.requests] == [("n7",)]
 
 
 class FakeSupervisor:
@@ -187,53 +270,17 @@ def test_notice_before_anything_began_starts_nothing(notice: Notice) -> None:
     assert notice.supervise(FakeSupervisor(never)).state == "stopped"
 
 
-def test_job_that_the_queue_refuses_leaves_the_run_stopped(run: RunFile, runs: RunStore) -> None:
-    with pytest.raises(ClusterError, match="quota"):
-        queued.submit(FakeQueue(answer=ClusterError("quota")), run, runs, "slurm", World(2, 1), None)
-    assert said(runs) == ("stopped", "its job was not taken")
+def test_job_runs_the_whole_world_that_was_asked_for(run: RunFile, runs: RunStore, notice: Notice) -> None:
+    world = World(2, 4, max_nodes=2, detect_s=9.0, engine="deepspeed")
+    queued.submit(FakeQueue(), run, runs, "slurm", world, 999)
+    supervised = []
 
+    def supervise(run: RunFile, runs: RunStore, job: Job, *_: object) -> Outcome:
+        supervised.append(job.world)
+        return Outcome("stopped", 1)
 
-def test_submitted_run_waits_and_forgets_an_earlier_wish_to_stop(run: RunFile, runs: RunStore) -> None:
-    runs.write("stop", {})
-    submitted = queued.submit(FakeQueue(answer="21"), run, runs, "slurm", World(2, 4), 999)
-    assert submitted == queued.read_job(runs)
-    assert (submitted.id, submitted.nodes, submitted.gpus, submitted.port) == ("21", 2, 4, 999)
-    assert said(runs)[0] == WAITING
-    assert not runs.exists("stop")
-
-
-class TestWithItsQueue:
-    """The queue that a recorded job is in."""
-
-    @pytest.fixture
-    def queue(self) -> FakeQueue:
-        return FakeQueue(PENDING)
-
-    def test_second_start_is_refused_while_the_job_waits(self, run: RunFile, runs: RunStore, queue: FakeQueue) -> None:
-        queued.submit(queue, run, runs, "slurm", World(2, 1), None)
-        with pytest.raises(UserError, match=r"run has job 17 of slurm, PENDING \(Resources\), which goes on with it"):
-            queued.refuse_second(run, runs, lambda *_: queue)
-
-    def test_job_that_is_gone_is_forgotten(self, run: RunFile, runs: RunStore, queue: FakeQueue) -> None:
-        queued.submit(queue, run, runs, "slurm", World(2, 1), None)
-        queue.state = None
-        queued.refuse_second(run, runs, lambda *_: queue)
-        assert said(runs) == ("stopped", "job 17 is gone")
-        assert queued.read_job(runs) is None
-
-    def test_stop_cancels_a_job_that_waits(self, run: RunFile, runs: RunStore, queue: FakeQueue) -> None:
-        queued.submit(queue, run, runs, "slurm", World(2, 1), None)
-        assert queued.stop(run, runs, lambda *_: queue)
-        assert queue.cancelled == ["17"]
-        assert said(runs) == ("stopped", "job 17 was called off")
-
-    def test_stop_leaves_a_supervisor_to_its_own_end(self, run: RunFile, runs: RunStore, queue: FakeQueue) -> None:
-        queued.submit(queue, run, runs, "slurm", World(2, 1), None)
-        queued.write_state(runs, run, "slurm", "running", "")
-        assert not queued.stop(run, runs, lambda *_: queue)
-        assert not queue.cancelled
-
-    def test_run_without_a_job_is_not_ours(self, run: RunFile, runs: RunStore, queue: FakeQueue) -> None:
-        assert queued.attach(run, runs) is None
-        assert not queued.stop(run, runs, lambda *_: queue)
-        queued.refuse_second(run, runs, lambda *_: queue)
+    in_job.main([runs.store.url, runs.run], lambda *_: FakeQueue(), supervise)
+    assert supervised == [world]
+    found = queued.read_job(runs)
+    assert found
+    assert found.world == world

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -90,8 +91,9 @@ def main() -> int:
         return 0
     url, run, folder = sys.argv[-3:]
     agent = Agent(url, run, Path(folder))
-    leads = os.environ.get("SLURMD_NODENAME") == "node1"
-    return agent.lead() if leads else agent.follow()
+    first = re.match(r"(\w+?)\[?(\d+)", os.environ["SLURM_JOB_NODELIST"])  # as node2, node[1-2], node[1,3]
+    assert first
+    return agent.lead() if os.environ["SLURMD_NODENAME"] == first[1] + first[2] else agent.follow()
 
 
 if __name__ == "__main__":
