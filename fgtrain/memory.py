@@ -17,18 +17,35 @@ from fgtrain.strategies.zero import BUCKET_ELEMENTS, LIVE_ELEMENTS, ZeRO
 _ITEM = 4  # bytes of an fp32
 
 
-class Sizes(msgspec.Struct, frozen=True):
-    """A model's: elements that train, that are frozen, of the largest unit that FSDP gathers, and of what is left.
+class Moment(NamedTuple):
+    """Bytes alive at the worst moment of one micro-batch's pass, beside what a rank holds between passes.
 
-    `buffers` and `activations` in bytes: the latter is what backward needs of one micro-batch's forward pass.
+    `activations` are tensors that the pass made, gradients on their way among them; `working` is what is gathered, and
+    sent; `summed` counts the elements whose gradients have been summed by then.
+    """
+
+    activations: int
+    working: int = 0
+    summed: int = 0
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """A model's: elements that train, that are frozen, and of the largest unit that FSDP gathers; bytes of buffers.
+
+    `moments`: the worst of a micro-batch's pass, one of each stretch in which no gradients are summed. Where a rank
+    holds all parameters and gradients, that is one.
     """
 
     trained: int
     frozen: int
     unit: int
-    rest: int
     buffers: int
-    activations: int
+    moments: tuple[Moment, ...]
+
+    @property
+    def activations(self) -> int:
+        """The most that a pass takes, beside what is there between passes."""
+        return max(m.activations + m.working for m in self.moments)
 
 
 class Estimate(NamedTuple):
@@ -55,18 +72,28 @@ def estimate(sizes: Sizes, recipe: Recipe, world: int) -> Estimate:
     average = weights if recipe.ema else 0
     match recipe.strategy:
         case FSDP() if world > 1:
-            shard = _share(elements * _ITEM, world) + sizes.buffers
-            # The rest stays gathered between forward and backward of its own; a unit's parameters are there twice while
-            # they are taken apart, and so are its gradients while they are summed.
-            working = (sizes.rest + 4 * sizes.unit) * _ITEM
-            spread = (shard, _share(gradients, world), _share(moments, world))
-            return Estimate(*spread, shard if recipe.ema else 0, sizes.activations, working)
+            return _fsdp(sizes, recipe, moments, world)
         case ZeRO(stage=stage):
             return _zero(stage, weights, gradients, moments, average, sizes.activations, world)
         case _:
             # What earlier micro-batches left is not in the buckets that the last one's exchange needs.
             buckets = gradients if world > 1 and recipe.batch.total > recipe.batch.micro * world else 0
             return Estimate(weights, gradients, moments, average, sizes.activations, buckets)
+
+
+def _fsdp(sizes: Sizes, recipe: Recipe, moments: int, world: int) -> Estimate:
+    """The worst of a pass: of gradients, there is what earlier micro-batches left, or what is summed by then."""
+    shard = _share((sizes.trained + sizes.frozen) * _ITEM, world) + sizes.buffers
+    average, accumulates = shard if recipe.ema else 0, recipe.batch.total > recipe.batch.micro * world
+    # A unit's rows are there once more: summed, before they are added to what is there.
+    added = _share(sizes.unit * _ITEM, world) if accumulates else 0
+
+    def at(moment: Moment) -> Estimate:
+        gradients = _share((sizes.trained if accumulates else moment.summed) * _ITEM, world)
+        shares = (shard, gradients, _share(moments, world), average)
+        return Estimate(*shares, moment.activations, moment.working + added)
+
+    return max(map(at, sizes.moments), key=lambda e: e.total)
 
 
 def _zero(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fgtrain.ladder import Shortage
-from fgtrain.memory import Sizes, estimate
+from fgtrain.memory import Moment, Sizes, estimate
 from fgtrain.models.timm import Timm
 from fgtrain.recipe import SGD, Batch, Ema, Recipe, replace
 from fgtrain.savings import Saving, savings, spell, spell_one
@@ -29,7 +29,7 @@ def needs(r: Recipe, world: int) -> int:
     share = 0.25 if r.checkpointing else 1.0
     share *= 0.5 if r.precision == "bf16" else 1.0
     activations = int(r.batch.micro * 64 * MIB * share * (r.data.crop / 28) ** 2)
-    sizes = Sizes(trains, whole - trains, unit=MIB, rest=0, buffers=0, activations=activations)
+    sizes = Sizes(trains, whole - trains, unit=MIB, buffers=0, moments=(Moment(activations),))
     return estimate(sizes, r, world).total
 
 
