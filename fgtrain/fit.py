@@ -83,7 +83,7 @@ def reckon(recipe: Recipe, plan: Plan, ranks: int, place: Place, here: int) -> i
 
     def needs(micro: int) -> int:
         with_it = replace(recipe, batch=replace(recipe.batch, micro=micro))
-        return estimate(measure(with_it, place.device), with_it, place.size).total
+        return estimate(measure(with_it, place.device), with_it, place.size).on(place.device.type)
 
     return from_leader(largest(_candidates(recipe, plan, ranks), needs, int(least / _UNSURE)), place)
 

@@ -71,7 +71,7 @@ def _would_save(recipe: Recipe, device: torch.device, micro: int, world: int) ->
     """Return what would save memory on this world; nothing, where the network cannot be looked at without memory."""
     tried = replace(recipe, batch=replace(recipe.batch, micro=micro))
     try:
-        return savings(tried, lambda r: estimate(measure(r, device), r, world).total)
+        return savings(tried, lambda r: estimate(measure(r, device), r, world).on(device.type))
     except Exception:  # it is advice: nothing ends for want of it
         return []
 

@@ -62,3 +62,26 @@ def test_gradients_that_are_not_summed_yet_are_not_there_unless_they_are_of_earl
     again = estimate(sizes, replace(ADAM, strategy=FSDP(), batch=Batch(total=8, micro=2)), 2)
     added = 5_000_000 * 4 // 2
     assert (again.gradients, again.activations, again.working) == (200_000_000, 90_000_000, 10_000_000 + added)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [FSDP(offload=True), ZeRO(stage=1, offload=True), ZeRO(stage=2, offload=True), ZeRO(offload=True, stage=3)],
+)
+def test_what_is_offloaded_counts_on_the_host_and_on_a_cpu_but_not_on_a_gpu(strategy: FSDP | ZeRO) -> None:
+    kept = estimate(SIZES, replace(ADAM, strategy=replace(strategy, offload=False)), 4)
+    moved = estimate(SIZES, replace(ADAM, strategy=strategy), 4)
+    assert kept.host == moved.optimizer == 0
+    assert kept.on("cpu") == kept.on("cuda") == kept.total
+    assert moved.on("cuda") == moved.total < kept.total - kept.optimizer
+    assert moved.on("cpu") == moved.total + moved.host >= kept.total - moved.working
+    assert moved.host >= kept.optimizer + SIZES.trained  # moments, and a quarter of the gradients
+    assert f"; offloaded to the host {moved.host / 1e6:.1f} MB" in spell(moved)
+
+
+def test_a_part_of_the_state_that_no_rank_offloads_stays_on_the_device() -> None:
+    for stage in (1, 2):
+        assert (
+            estimate(SIZES, replace(ADAM, strategy=ZeRO(stage=stage, offload=True)), 4).parameters == 4 * SIZES.trained
+        )
+    assert estimate(SIZES, replace(ADAM, strategy=FSDP(offload=True)), 4).parameters == SIZES.buffers
