@@ -76,7 +76,7 @@ def estimate(sizes: Sizes, recipe: Recipe, world: int) -> Estimate:
     """Return what each of `world` ranks needs at the peak of a step: when a backward pass begins."""
     elements = sizes.trained + sizes.frozen
     weights, gradients = elements * _ITEM + sizes.buffers, sizes.trained * _ITEM
-    moments = gradients * _slots(recipe)
+    moments = gradients * slots(recipe)
     average = weights if recipe.ema else 0
     match recipe.strategy:
         case FSDP(offload=offload) if world > 1 or offload:
@@ -84,8 +84,7 @@ def estimate(sizes: Sizes, recipe: Recipe, world: int) -> Estimate:
         case ZeRO() as zero:
             return _zero(zero, weights, gradients, moments, average, sizes.activations, world)
         case _:
-            # What earlier micro-batches left is not in the buckets that the last one's exchange needs.
-            buckets = gradients if world > 1 and recipe.batch.total > recipe.batch.micro * world else 0
+            buckets = gradients if beside_buckets(recipe, world) else 0
             return Estimate(weights, gradients, moments, average, sizes.activations, buckets)
 
 
@@ -131,7 +130,15 @@ def _zero(
             return Estimate(weights + piece, left, optimizer, average, activations, bucket)
 
 
-def _slots(recipe: Recipe) -> int:
+def beside_buckets(recipe: Recipe, world: int) -> bool:
+    """Tell whether a rank that holds all gradients holds them twice: added up, and in the buckets that are exchanged.
+
+    DDP's gradients are views of its buckets, but those that earlier micro-batches left are not.
+    """
+    return world > 1 and (recipe.determinism == "bits" or recipe.batch.total > recipe.batch.micro * world)
+
+
+def slots(recipe: Recipe) -> int:
     """Return how many values an optimizer keeps for each parameter."""
     return int(recipe.optim.momentum > 0) if isinstance(recipe.optim, SGD) else 2
 
