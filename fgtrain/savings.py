@@ -48,6 +48,9 @@ def _others(recipe: Recipe) -> Iterator[tuple[str, Recipe, bool]]:
         yield "--set precision=bf16", replace(recipe, precision="bf16"), False
     for option, strategy in _strategies(recipe.strategy):
         yield option, replace(recipe, strategy=strategy), False
+    if isinstance(recipe.strategy, FSDP) and recipe.strategy.reduce_dtype == "fp32":
+        half = replace(recipe.strategy, reduce_dtype="bf16")
+        yield "--set strategy.reduce_dtype=bf16", replace(recipe, strategy=half), True
     if isinstance(recipe.data, Images):
         crop = recipe.data.crop * 3 // 4
         yield f"--set data.crop={crop}", replace(recipe, data=replace(recipe.data, crop=crop)), True

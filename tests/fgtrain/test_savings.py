@@ -81,6 +81,13 @@ def test_offloading_saves_nothing_on_a_cpu() -> None:
     assert "--set strategy.offload=true" not in options(replace(DONE, strategy=FSDP()), world=4, device="cpu")
 
 
+def test_gradients_can_be_sent_as_bf16_which_changes_the_result() -> None:
+    def sent(r: Recipe) -> int:
+        return 8 if r.strategy == FSDP(reduce_dtype="bf16") else 10
+
+    assert savings(replace(DONE, strategy=FSDP()), sent) == [Saving("--set strategy.reduce_dtype=bf16", 2, True)]
+
+
 def test_what_a_strategy_refuses_is_not_advised() -> None:
     def least_at_stage_3(r: Recipe) -> int:
         return 1 if r.strategy == ZeRO(stage=3) else 10
