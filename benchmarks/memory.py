@@ -1,17 +1,20 @@
 """Peak memory a rank under DDP, FSDP and ZeRO 1, 2, 3, beside the arithmetic that `--dry-run` prints.
 
-Each strategy trains in fresh processes. The peak is of a whole step after the first, by the kernel's own count (VmHWM),
-less what the process held before its model was made.
+Each strategy trains in fresh processes, in fp32 and in bf16. The peak is of a whole step after the first, by the
+kernel's own count (VmHWM), less what the process held before its model was made: by then it has trained a tiny network,
+as torch imports much, and allocates some, only at the first step.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -41,8 +44,10 @@ STRATEGIES: dict[str, Strategy] = {
     "zero2": ZeRO(stage=2),
     "zero3": ZeRO(stage=3),
 }
+PRECISIONS = ("fp32", "bf16")
 BAR = 0.15
 STEPS = 2
+TINY = Case("test_vit", 160, 1, 2)
 
 
 def recipe_of(case: Case, strategy: Strategy) -> Recipe:
@@ -64,29 +69,26 @@ def _train(rank: int, world: int, port: int, case: Case, recipe: bytes, answer: 
     dist.init_process_group("gloo", rank=rank, world_size=world)
     place = Place(rank, world, 0, torch.device("cpu"))
     chosen = from_json(recipe, Recipe)
-    _warm(chosen)
+    tiny = TINY._replace(batches=2 * world)
+    model, data = (getattr(recipe_of(tiny, chosen.strategy), part) for part in ("model", "data"))
+    _steps(tiny, replace(chosen, model=model, data=data, batch=Batch(total=2 * world, micro=1)), place)
+    gc.collect()
     before = _status("VmRSS")
-    plan = make_plan(chosen, 64 * chosen.batch.total)
-    state = chosen.strategy.build(chosen, place)
-    stepper = Stepper(chosen, plan, place, state)
-    batches = noise(case, len(share(plan.micro_batches, rank, world)))
-    stepper.step(batches, Wishes(), lambda: None)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew. Source: proc(5)
-    for _ in range(STEPS):
-        stepper.step(batches, Wishes(), lambda: None)
+    _steps(case, chosen, place)
     if rank == 0:
         Path(answer).write_text(str(_status("VmHWM") - before))
     dist.destroy_process_group()
 
 
-def _warm(recipe: Recipe) -> None:
-    """Import what the strategy will, before memory is counted."""
-    from fgtrain import fsdp, zero  # noqa: F401
-    from fgtrain.torchvision_compat import import_timm
-
-    import_timm()
-    if isinstance(recipe.strategy, ZeRO):
-        zero.import_deepspeed()
+def _steps(case: Case, recipe: Recipe, place: Place) -> None:
+    """Train for some steps; the process's peak is that of all but the first."""
+    plan = make_plan(recipe, 64 * recipe.batch.total)
+    stepper = Stepper(recipe, plan, place, recipe.strategy.build(recipe, place))
+    batches = noise(case, len(share(plan.micro_batches, place.rank, place.size)))
+    stepper.step(batches, Wishes(), lambda: None)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew. Source: proc(5)
+    for _ in range(STEPS):
+        stepper.step(batches, Wishes(), lambda: None)
 
 
 def _status(field: str) -> int:
@@ -122,20 +124,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--model", default="vit_base_patch16_224:224:2:8", metavar="NAME:SIDE:MICRO:BATCHES")
     parser.add_argument("--strategy", action="append", choices=STRATEGIES, help="default: all")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="default: all")
+    parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args(argv)
     # Freed memory goes back to the kernel at once, so that what it counts is what is in use.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     name, *numbers = args.model.split(":")
     case = Case(name, *map(int, numbers))
-    sizes = measure(recipe_of(case, DDP()))
     print(conditions(("torch", "timm", "deepspeed")))
+    how = "AdamW, checkpointing" if args.checkpointing else "AdamW"
     print(
-        f"{name}, {case.side} px, {case.batches} x {case.micro} a step, AdamW; {args.processes} processes; MB a rank\n"
+        f"{name}, {case.side} px, {case.batches} x {case.micro} a step, {how}; {args.processes} processes; MB a rank\n"
     )
     rows = []
-    for chosen in args.strategy or STRATEGIES:
-        recipe = replace(recipe_of(case, DDP()), strategy=STRATEGIES[chosen])
-        rows.append(row(chosen, estimate(sizes, recipe, args.processes), peak(case, recipe, args.processes)))
+    for chosen, precision in product(args.strategy or STRATEGIES, args.precision or PRECISIONS):
+        recipe = recipe_of(case, STRATEGIES[chosen])
+        recipe = replace(recipe, precision=precision, checkpointing=args.checkpointing)
+        expected = estimate(measure(recipe), recipe, args.processes)
+        rows.append(row(f"{chosen} {precision}", expected, peak(case, recipe, args.processes)))
         print(*rows[-1], sep="  ", file=sys.stderr)
     print(render(["strategy", *Estimate._fields, "estimate", "peak", "off", "within 15 %"], rows))
     return 0

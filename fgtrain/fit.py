@@ -13,14 +13,15 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from fgtrain import mixup
 from fgtrain.fitting import Fitted, candidates, largest, replan, shareable
 from fgtrain.freeze import train_mode
 from fgtrain.ladder import remember, remembered
-from fgtrain.memory import estimate
+from fgtrain.memory import beside_buckets, estimate, slots
 from fgtrain.oom import blank, forward, is_oom, make_room
 from fgtrain.place import Place, agree, from_leader
 from fgtrain.plan import Plan
-from fgtrain.recipe import SGD, Recipe, replace
+from fgtrain.recipe import Recipe, replace
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.singles import refuses
 from fgtrain.sizes import measure
@@ -62,7 +63,7 @@ def search(recipe: Recipe, plan: Plan, ranks: int, place: Place, state: State) -
     sizes = _candidates(recipe, plan, ranks)
 
     def fits(micro: int) -> bool:
-        return not agree(torch.tensor([float(not _fits_here(recipe, state, micro, place.device))])).item()
+        return not agree(torch.tensor([float(not _fits_here(recipe, state, micro, place))])).item()
 
     up = [m for m in sizes if m >= plan.micro]
     best = next((i - 1 for i, m in enumerate(up) if not fits(m)), len(up) - 1)
@@ -83,7 +84,7 @@ def reckon(recipe: Recipe, plan: Plan, ranks: int, place: Place, here: int) -> i
 
     def needs(micro: int) -> int:
         with_it = replace(recipe, batch=replace(recipe.batch, micro=micro))
-        return estimate(measure(with_it, place.device), with_it, place.size).total
+        return estimate(measure(with_it, place.device), with_it, place.size).on(place.device.type)
 
     return from_leader(largest(_candidates(recipe, plan, ranks), needs, int(least / _UNSURE)), place)
 
@@ -103,12 +104,12 @@ def _candidates(recipe: Recipe, plan: Plan, ranks: int) -> list[int]:
     return sizes[1:] if len(sizes) > 1 and refuses(recipe) else sizes
 
 
-def _fits_here(recipe: Recipe, state: State, micro: int, device: torch.device) -> bool:
+def _fits_here(recipe: Recipe, state: State, micro: int, place: Place) -> bool:
     """Try a micro-batch on this rank's device, beside the memory that training will take; the state stays as it is."""
     train_mode(state.net)
     buffers = [(b, b.clone()) for b in state.net.buffers()]
     try:
-        _pass(recipe, state, micro, device)
+        _pass(replace(recipe, batch=replace(recipe.batch, micro=micro)), state, place)
     except RuntimeError as error:
         if not is_oom(error):
             raise
@@ -119,21 +120,26 @@ def _fits_here(recipe: Recipe, state: State, micro: int, device: torch.device) -
         for buffer, before in buffers:
             buffer.copy_(before)
     state.optimizer.zero_grad(set_to_none=True)
-    make_room(device)
+    make_room(place.device)
     return fits
 
 
-def _pass(recipe: Recipe, state: State, micro: int, device: torch.device) -> None:
-    """Run forward and backward twice: the second time, gradients are there."""
-    ballast = [torch.empty(_later(recipe, state, device), dtype=torch.uint8, device=device)]
+def _pass(recipe: Recipe, state: State, place: Place) -> None:
+    """Run forward and backward of a micro-batch twice: the second time, gradients are there."""
+    ballast = torch.empty(later(recipe, state, place), dtype=torch.uint8, device=place.device)
+    blend = mixup.Blend(0.5) if recipe.mixup else None
+    labels_N = torch.zeros(recipe.batch.micro, dtype=torch.int64, device=place.device)
     for _ in range(2):
-        forward(recipe, state.net, blank(recipe, micro), device).float().sum().backward()  # type: ignore[no-untyped-call]
+        logits_NC = forward(recipe, state.net, blank(recipe, recipe.batch.micro), place.device, blend).float()
+        mixup.loss(logits_NC, labels_N, blend, recipe.label_smoothing).backward()  # type: ignore[no-untyped-call]
     del ballast
 
 
-def _later(recipe: Recipe, state: State, device: torch.device) -> int:
-    """Return how many bytes training takes that are not there yet: the optimizer's, and some to spare."""
-    slots = (1 if recipe.optim.momentum else 0) if isinstance(recipe.optim, SGD) else 2
-    trained = 0 if state.optimizer.state else sum(p.nbytes for p in state.net.parameters() if p.requires_grad)
-    spare = _SPARE * torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
-    return slots * trained + int(spare)
+def later(recipe: Recipe, state: State, place: Place) -> int:
+    """Return how many bytes training takes that are not there yet: the optimizer's, buckets, and some to spare."""
+    trained = sum(p.nbytes for p in state.net.parameters() if p.requires_grad)
+    moments = 0 if state.optimizer.state else slots(recipe) * trained
+    buckets = trained if beside_buckets(recipe, place.size) else 0
+    cuda = place.device.type == "cuda"
+    spare = _SPARE * torch.cuda.get_device_properties(place.device).total_memory if cuda else 0
+    return moments + buckets + int(spare)

@@ -23,7 +23,7 @@ from fgtrain.reduction import Mailed
 from fgtrain.state import State
 from fgtrain.strategies.fsdp import FSDP
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ShardedState(State):
@@ -64,21 +64,30 @@ def build_sharded(strategy: FSDP, recipe: Recipe, place: Place) -> ShardedState:
 
 def shard(net: nn.Module, strategy: FSDP, recipe: Recipe, place: Place) -> None:
     """Spread a network over all ranks, from the inside out."""
-    dtype = _DTYPES[strategy.param_dtype] if strategy.param_dtype else computes_in(recipe, place.device)
+    dtype = gathers_as(strategy, computes_in(recipe, place.device))
     offloads = strategy.offload and place.device.type == "cuda"
     options: dict[str, Any] = {
         "reshard_after_forward": True,  # the outermost too: between passes, parameters are their shards
         "offload_policy": CPUOffloadPolicy() if offloads else OffloadPolicy(),
     }
-    reduce_dtype = _DTYPES[strategy.reduce_dtype]
+    reduce_dtype = DTYPES[strategy.reduce_dtype]
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    norms: list[nn.Module] = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    if norms and dtype != torch.float32:
+    if norms := exact_norms(net, dtype):
         exact = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)  # statistics are fp32
         fully_shard(norms, mp_policy=exact, **options)
     for unit in units(net, strategy.unit):
         fully_shard(unit, mp_policy=policy, **options)
     fully_shard(net, mp_policy=policy, **options)
+
+
+def gathers_as(strategy: FSDP, computes_in: torch.dtype) -> torch.dtype:
+    """Return the type that parameters are gathered as, where the network computes in `computes_in`."""
+    return DTYPES[strategy.param_dtype] if strategy.param_dtype else computes_in
+
+
+def exact_norms(net: nn.Module, dtype: torch.dtype) -> list[nn.Module]:
+    """Return the layers whose parameters are gathered as fp32, where the others are gathered as `dtype`."""
+    return [m for m in net.modules() if isinstance(m, _BatchNorm)] if dtype != torch.float32 else []
 
 
 def units(net: nn.Module, smallest: int) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from fgtrain.data import Images
 from fgtrain.fitting import Fitted
 from fgtrain.ladder import Ladder, Shortage, remember
 from fgtrain.memory import estimate
+from fgtrain.mixup import Blend, blended
 from fgtrain.optimizer import autocast
 from fgtrain.place import Place
 from fgtrain.plan import Plan
@@ -71,7 +72,7 @@ def _would_save(recipe: Recipe, device: torch.device, micro: int, world: int) ->
     """Return what would save memory on this world; nothing, where the network cannot be looked at without memory."""
     tried = replace(recipe, batch=replace(recipe.batch, micro=micro))
     try:
-        return savings(tried, lambda r: estimate(measure(r, device), r, world).total)
+        return savings(tried, lambda r: estimate(measure(r, device), r, world).on(device.type))
     except Exception:  # it is advice: nothing ends for want of it
         return []
 
@@ -82,8 +83,11 @@ def blank(recipe: Recipe, samples: int) -> torch.Tensor:
     return torch.zeros(samples, recipe.data.crop, recipe.data.crop, 3, dtype=torch.uint8)
 
 
-def forward(recipe: Recipe, net: torch.nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+def forward(
+    recipe: Recipe, net: torch.nn.Module, images: torch.Tensor, device: torch.device, blend: Blend | None = None
+) -> torch.Tensor:
     """Run a network on pictures, uint8 (N, H, W, 3); returns (N, classes)."""
+    x_NCHW = blended(to_input(images, recipe, device), blend)
     with autocast(recipe, device):
-        logits_NC: torch.Tensor = net(to_input(images, recipe, device))
+        logits_NC: torch.Tensor = net(x_NCHW)
     return logits_NC

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from fgtrain.data import Images
 from fgtrain.ladder import Shortage
 from fgtrain.recipe import Recipe, replace
-from fgtrain.strategies.ddp import DDP
+from fgtrain.strategies import Strategy
 from fgtrain.strategies.fsdp import FSDP
+from fgtrain.strategies.zero import ZeRO
 
 _GIB = 1 << 30
 _SHOWN = 3
@@ -34,7 +35,8 @@ def savings(recipe: Recipe, needs: Callable[[Recipe], int]) -> list[Saving]:
     now, found = needs(recipe), []
     for option, other, result in _others(recipe):
         with suppress(Exception):  # a network says in its own words that it takes no smaller pictures, say
-            found.append(Saving(option, now - needs(other), result))
+            if not any(other.strategy.flaws(other)):
+                found.append(Saving(option, now - needs(other), result))
     return sorted((s for s in found if s.bytes_ > 0), key=lambda s: (s.result, -s.bytes_))[:_SHOWN]
 
 
@@ -44,8 +46,11 @@ def _others(recipe: Recipe) -> Iterator[tuple[str, Recipe, bool]]:
         yield "--set checkpointing=true", replace(recipe, checkpointing=True), False
     if recipe.precision in ("auto", "fp32"):  # where "auto" is bf16 already, this saves nothing
         yield "--set precision=bf16", replace(recipe, precision="bf16"), False
-    if isinstance(recipe.strategy, DDP) and recipe.determinism == "samples" and recipe.precision != "fp16":
-        yield "--strategy fsdp", replace(recipe, strategy=FSDP()), False
+    for option, strategy in _strategies(recipe.strategy):
+        yield option, replace(recipe, strategy=strategy), False
+    if isinstance(recipe.strategy, FSDP) and recipe.strategy.reduce_dtype == "fp32":
+        half = replace(recipe.strategy, reduce_dtype="bf16")
+        yield "--set strategy.reduce_dtype=bf16", replace(recipe, strategy=half), True
     if isinstance(recipe.data, Images):
         crop = recipe.data.crop * 3 // 4
         yield f"--set data.crop={crop}", replace(recipe, data=replace(recipe.data, crop=crop)), True
@@ -54,6 +59,21 @@ def _others(recipe: Recipe) -> Iterator[tuple[str, Recipe, bool]]:
     model: Any = recipe.model
     if "*" not in getattr(model, "freeze", "*"):
         yield "--set model.freeze=*", replace(recipe, model=replace(model, freeze=("*",))), True
+
+
+def _strategies(now: Strategy) -> Iterator[tuple[str, Strategy]]:
+    """Yield options, and the strategy that each makes of what there is now."""
+    match now:
+        case FSDP(unit=unit):
+            yield f"--set strategy.unit={unit // 4}", replace(now, unit=unit // 4)
+        case ZeRO(stage=stage):
+            if stage < 3:
+                yield f"--set strategy.stage={stage + 1}", replace(now, stage=stage + 1)
+            yield "--strategy fsdp", FSDP()
+        case _:
+            yield "--strategy fsdp", FSDP()
+    if isinstance(now, FSDP | ZeRO) and not now.offload:
+        yield "--set strategy.offload=true", replace(now, offload=True)
 
 
 def spell(shortage: Shortage, recipe: Recipe, found: list[Saving]) -> str:

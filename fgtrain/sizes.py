@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_map_only
 from fgtrain.checkpointing import checkpoint
 from fgtrain.errors import UserError
 from fgtrain.freeze import train_mode
-from fgtrain.fsdp import units
-from fgtrain.memory import Sizes
+from fgtrain.fsdp import DTYPES, exact_norms, gathers_as, units
+from fgtrain.gathering import Gathering, grouped
+from fgtrain.memory import Moment, Sizes
 from fgtrain.models import Model
 from fgtrain.optimizer import computes_in
 from fgtrain.parts import from_json, to_json
@@ -38,21 +39,39 @@ def measure(recipe: Recipe, device: torch.device = _CPU) -> Sizes:
         UserError: the recipe asks for checkpointing, and the network has none.
         Exception: whatever the network raises that does not take such pictures.
     """
-    strategy = recipe.strategy if isinstance(recipe.strategy, FSDP) else FSDP()
-    net = _built(recipe)
+    net, dtype = _built(recipe), computes_in(recipe, device)
     with FakeTensorMode():
+        if isinstance(recipe.strategy, FSDP):
+            return _sharded(net, recipe, recipe.strategy, dtype)
         _pretend(net)
-        blocks = units(net, strategy.unit)
-        counts = {p: p.numel() for p in net.parameters()}
-        inside = {p for block in blocks for p in block.parameters()}
-        return Sizes(
-            trained=sum(n for p, n in counts.items() if p.requires_grad),
-            frozen=sum(n for p, n in counts.items() if not p.requires_grad),
-            unit=max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
-            rest=sum(n for p, n in counts.items() if p not in inside),
-            buffers=sum(b.nbytes for b in net.buffers()),
-            activations=_activations(net, recipe, computes_in(recipe, device)),
-        )
+        for p in net.parameters():
+            p.grad = torch.empty_like(p) if p.requires_grad else None  # of earlier micro-batches
+        with _Alive(net) as alive:
+            _pass(net, recipe, dtype)
+        return _sizes(net, 0, alive)
+
+
+def _sharded(net: torch.nn.Module, recipe: Recipe, strategy: FSDP, dtype: torch.dtype) -> Sizes:
+    """Return the sizes where parameters are there only while they are needed, as the type that they are gathered as."""
+    gathered, summed = gathers_as(strategy, dtype), DTYPES[strategy.reduce_dtype]
+    exact = exact_norms(net, gathered)
+    _pretend(net, gathered, {p for norm in exact for p in norm.parameters()})
+    groups = grouped(net, units(net, strategy.unit), exact)
+    with _Alive(net) as alive:
+        gathering = Gathering(groups, summed.itemsize, alive)
+        _pass(net, recipe, dtype)
+        gathering.finish()
+    return _sizes(net, max((g.elements for g in groups[:-1]), default=0), alive)
+
+
+def _sizes(net: torch.nn.Module, unit: int, alive: _Alive) -> Sizes:
+    return Sizes(
+        trained=sum(p.numel() for p in net.parameters() if p.requires_grad),
+        frozen=sum(p.numel() for p in net.parameters() if not p.requires_grad),
+        unit=unit,
+        buffers=sum(b.nbytes for b in net.buffers()),
+        moments=tuple(alive.moments.values()),
+    )
 
 
 def refuses_one(recipe: Recipe) -> bool:
@@ -78,13 +97,19 @@ def _built(recipe: Recipe) -> torch.nn.Module:
     return net
 
 
-def _pretend(net: torch.nn.Module) -> None:
-    """Have tensors say that they are the CPU's, where each kind of kernel keeps for backward what it really does."""
+def _pretend(
+    net: torch.nn.Module, dtype: torch.dtype = torch.float32, exact: Collection[torch.Tensor] = frozenset()
+) -> None:
+    """Have tensors say that they are the CPU's, where each kind of kernel keeps for backward what it really does.
+
+    Parameters of fp32 become ones of `dtype`, but for `exact`.
+    """
     made: dict[torch.Tensor, torch.Tensor] = {}
     for module in net.modules():
         for name, p in module._parameters.items():
             if p is not None:
-                fresh = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+                kind = dtype if p.dtype == torch.float32 and p not in exact else p.dtype
+                fresh = torch.nn.Parameter(torch.empty(p.shape, dtype=kind), requires_grad=p.requires_grad)
                 module._parameters[name] = made.setdefault(p, fresh)  # type: ignore[assignment]
         for name, b in module._buffers.items():
             if b is not None:
@@ -98,36 +123,50 @@ def _unfilled(model: Any) -> Model:
     return unfilled
 
 
-def _activations(net: torch.nn.Module, recipe: Recipe, dtype: torch.dtype) -> int:
-    """Return the most bytes that a micro-batch takes on its way forward and back, beside parameters and gradients.
+def _pass(net: torch.nn.Module, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Take a micro-batch forward and back.
 
-    Gradients are there, of earlier micro-batches. With checkpointing, that is the inputs of all blocks and the insides
-    of the one that is computed anew.
+    With checkpointing, what is alive is the inputs of all blocks and the insides of the one that is computed anew.
     """
-    for p in net.parameters():
-        p.grad = torch.empty_like(p) if p.requires_grad else None
-    state = [*net.parameters(), *net.buffers(), *(p.grad for p in net.parameters() if p.grad is not None)]
     side, micro = recipe.data.crop, recipe.batch.micro
     train_mode(net)
-    with _Alive(state) as alive:
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            logits_NC = net(torch.empty(micro, 3, side, side))
-        labels_N = torch.zeros(micro, dtype=torch.int64)
-        loss = F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
-        del logits_NC
-        loss.backward()  # type: ignore[no-untyped-call]
-    most: int = alive.most
-    return most
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        logits_NC = net(torch.empty(micro, 3, side, side))
+    labels_N = torch.zeros(micro, dtype=torch.int64)
+    loss = F.cross_entropy(logits_NC.float(), labels_N, reduction="sum")
+    del logits_NC
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that are made while it is on, for as long as they live."""
+    """Counts the bytes of the storages that are made while it is on, for as long as they live, and what else is held.
 
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        """Leave out those of tensors that are there already."""
+    `moments`: the most of it, for each number of elements whose gradients were summed until then.
+    """
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        """Leave out what a network has already."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known = {t.untyped_storage()._cdata for t in known}
-        self._bytes = self.most = 0
+        state = [*net.parameters(), *net.buffers(), *(p.grad for p in net.parameters() if p.grad is not None)]
+        self._known = {t.untyped_storage()._cdata for t in state}
+        self._bytes = self._held = self._summed = 0
+        self.moments: dict[int, Moment] = {}
+
+    def hold(self, bytes_: int) -> None:
+        """See `gathering.Ledger`."""
+        self._held += bytes_
+        self._note()
+
+    def summed(self, elements: int) -> None:
+        """See `gathering.Ledger`."""
+        self._summed += elements
+        self._note()
+
+    def _note(self) -> None:
+        now = Moment(self._bytes, self._held, self._summed)
+        most = self.moments.setdefault(self._summed, now)
+        if now.activations + now.working > most.activations + most.working:
+            self.moments[self._summed] = now
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -143,7 +182,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if number not in self._known:
             self._known.add(number)
             self._bytes += storage.nbytes()
-            self.most = max(self.most, self._bytes)
+            self._note()
             weakref.finalize(storage, self._gone, number, storage.nbytes())
 
     def _gone(self, number: int, bytes_: int) -> None:

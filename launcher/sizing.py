@@ -23,7 +23,7 @@ from fgtrain.recipe import Recipe
 from fgtrain.strategies.fsdp import FSDP
 
 _TIMEOUT_S = 300.0
-_FORM = 2  # of what is kept: what counts as a size has changed once
+_FORM = 3  # of what is kept: what counts as a size has changed twice
 
 
 def memory_line(recipe: Recipe, world: int) -> str:
@@ -58,11 +58,11 @@ def _cache() -> Path:
 
 
 def _key(recipe: Recipe) -> str:
-    unit = recipe.strategy.unit if isinstance(recipe.strategy, FSDP) else FSDP().unit
+    sharded = recipe.strategy if isinstance(recipe.strategy, FSDP) else None  # how else state lies changes no size
     versions = [__version__]
     for package in ("torch", "timm"):
         with suppress(metadata.PackageNotFoundError):
             versions.append(metadata.version(package))
-    how = (recipe.precision, recipe.checkpointing, unit, versions)
+    how = (recipe.precision, recipe.checkpointing, sharded, versions)
     parts = (recipe.model, recipe.data.crop, recipe.batch.micro, _FORM, *how)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgtrain import singles
+from fgtrain.build import build_state
 from fgtrain.errors import UserError
+from fgtrain.fit import later
 from fgtrain.fitting import Cut, Fitted
 from fgtrain.ladder import Shortage
+from fgtrain.place import Place
 from fgtrain.plan import make_plan
-from fgtrain.recipe import Batch, Recipe, replace
+from fgtrain.recipe import Batch, Mixup, Recipe, replace
 from fgtrain.strategies.fsdp import FSDP
 from tests.exactness.training import RESNET, Hungry, fitting, reckoning, train
 from tests.testbed.rank_pool import Ranks
@@ -19,6 +26,21 @@ pytestmark = pytest.mark.train
 ROOMY = replace(RESNET, model=Hungry(limit=99), batch=Batch(total=12, micro=4))
 FROM_2 = Fitted(cuts=(Cut(2, 2),))
 """From step 2 on, micro-batches of two."""
+
+
+CPU = torch.device("cpu")
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 def tight(recipe: Recipe, **device: object) -> Recipe:
@@ -107,3 +129,25 @@ def test_fit_finds_the_largest_micro_batch_for_all_ranks(ranks: Ranks, limit: in
 def test_fit_in_lockstep_reckons_with_the_rank_that_has_least(ranks: Ranks, micro: int) -> None:
     recipe = replace(RESNET, batch=Batch(total=12, micro=4), strategy=FSDP(), determinism="samples")
     assert ranks.call(2, reckoning, recipe, micro) == [micro] * 2
+
+
+def test_fit_leaves_room_for_what_training_takes_later() -> None:
+    """Moments of SGD; and DDP's buckets, where it accumulates beside them."""
+    recipe = replace(RESNET, determinism="samples")
+    state = build_state(recipe, CPU)
+    trained = sum(p.nbytes for p in state.net.parameters())
+    assert later(recipe, state, Place(0, 1, 0, CPU)) == trained
+    assert later(recipe, state, Place(0, 2, 0, CPU)) == 2 * trained
+    assert later(recipe, state, Place(0, 6, 0, CPU)) == trained  # one micro-batch a rank: its gradients are the buckets
+    assert later(replace(recipe, determinism="bits"), state, Place(0, 6, 0, CPU)) == 2 * trained
+
+
+def test_fit_blends_where_training_does() -> None:
+    def operators(recipe: Recipe) -> set[str]:
+        with Operators() as seen:
+            assert fitting(Place(0, 1, 0, CPU), recipe) == 12
+        return seen.names
+
+    recipe = replace(RESNET, determinism="samples")
+    assert "aten::lerp" not in operators(recipe)
+    assert {"aten::lerp", "aten::roll"} <= operators(replace(recipe, mixup=Mixup()))

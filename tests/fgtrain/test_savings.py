@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fgtrain.ladder import Shortage
-from fgtrain.memory import Sizes, estimate
+from fgtrain.memory import Moment, Sizes, estimate
 from fgtrain.models.timm import Timm
 from fgtrain.recipe import SGD, Batch, Ema, Recipe, replace
 from fgtrain.savings import Saving, savings, spell, spell_one
+from fgtrain.strategies.fsdp import FSDP
+from fgtrain.strategies.zero import ZeRO
 from tests.fgtrain.recipes import recipe
 
 MIB = 1 << 20
 
 
-def options(of: Recipe, world: int = 1) -> list[str]:
-    return [s.option for s in found(of, world)]
+def options(of: Recipe, world: int = 1, device: str = "cuda") -> list[str]:
+    return [s.option for s in found(of, world, device)]
 
 
-def found(of: Recipe, world: int = 1) -> list[Saving]:
-    return savings(replace(of, batch=Batch(total=64, micro=16)), lambda r: needs(r, world))
+def found(of: Recipe, world: int = 1, device: str = "cuda") -> list[Saving]:
+    return savings(replace(of, batch=Batch(total=64, micro=16)), lambda r: needs(r, world, device))
 
 
-def needs(r: Recipe, world: int) -> int:
+def needs(r: Recipe, world: int, device: str = "cuda") -> int:
     """What a made-up network needs: 100 MiB of weights, and 64 MiB a sample at 28 pixels and fp32."""
     if r.precision == "fp16":
         raise ValueError("it does not do that")
@@ -29,8 +33,9 @@ def needs(r: Recipe, world: int) -> int:
     share = 0.25 if r.checkpointing else 1.0
     share *= 0.5 if r.precision == "bf16" else 1.0
     activations = int(r.batch.micro * 64 * MIB * share * (r.data.crop / 28) ** 2)
-    sizes = Sizes(trains, whole - trains, unit=MIB, rest=0, buffers=0, activations=activations)
-    return estimate(sizes, r, world).total
+    unit = min(MIB, r.strategy.unit) if isinstance(r.strategy, FSDP) else 0
+    sizes = Sizes(trains, whole - trains, unit=unit, buffers=0, moments=(Moment(activations, 16 * unit, trains),))
+    return estimate(sizes, r, world).on(device)
 
 
 def test_settings_that_leave_the_result_alone_come_first_then_the_largest() -> None:
@@ -53,6 +58,43 @@ def test_several_ranks_can_share_the_state() -> None:
     assert "--strategy fsdp" not in options(done)
     assert options(done, world=4)[0] == "--strategy fsdp"
     assert "--strategy fsdp" not in options(replace(done, determinism="bits"), world=4)
+
+
+DONE = recipe(checkpointing=True, precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "first"),
+    [
+        (FSDP(), ["--set strategy.offload=true", "--set strategy.unit=250000", "--set model.freeze=*"]),
+        (ZeRO(stage=1), ["--strategy fsdp", "--set strategy.offload=true", "--set strategy.stage=2"]),
+        (ZeRO(stage=2), ["--strategy fsdp", "--set strategy.offload=true", "--set model.freeze=*"]),
+        (ZeRO(stage=3), ["--set strategy.offload=true", "--strategy fsdp", "--set model.freeze=*"]),
+    ],
+)
+def test_sharded_runs_are_told_three_settings_too(strategy: FSDP | ZeRO, first: list[str]) -> None:
+    assert sorted(options(replace(DONE, strategy=strategy), world=4)) == sorted(first)
+
+
+def test_offloading_saves_nothing_on_a_cpu() -> None:
+    assert "--set strategy.offload=true" in options(replace(DONE, strategy=FSDP()), world=4)
+    assert "--set strategy.offload=true" not in options(replace(DONE, strategy=FSDP()), world=4, device="cpu")
+
+
+def test_gradients_can_be_sent_as_bf16_which_changes_the_result() -> None:
+    def sent(r: Recipe) -> int:
+        return 8 if r.strategy == FSDP(reduce_dtype="bf16") else 10
+
+    assert savings(replace(DONE, strategy=FSDP()), sent) == [Saving("--set strategy.reduce_dtype=bf16", 2, True)]
+
+
+def test_what_a_strategy_refuses_is_not_advised() -> None:
+    def least_at_stage_3(r: Recipe) -> int:
+        return 1 if r.strategy == ZeRO(stage=3) else 10
+
+    second = replace(DONE, strategy=ZeRO(stage=2))
+    assert [s.option for s in savings(second, least_at_stage_3)] == ["--set strategy.stage=3"]
+    assert savings(replace(second, ema=Ema()), least_at_stage_3) == []
 
 
 def test_what_a_network_refuses_is_not_advised() -> None:
