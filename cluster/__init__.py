@@ -66,6 +66,7 @@ class Process(Protocol):
     """A program that was started on a node.
 
     A node that does not answer is no dead program: `poll` and `wait` return None then, and `Cluster.silence_s` tells.
+    All may raise ClusterError: the node answers, and cannot do what is asked.
     """
 
     @property

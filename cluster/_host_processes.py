@@ -2,7 +2,9 @@
 
 A program is started by a keeper, a process in a session of its own that does nothing but wait for it and write down its
 exit status; the keeper ends with the program, so nothing is left on the node after a run. In the node's folder,
-`.processes/<name>/<nonce>.json` holds the program's process ID and start time, and `<nonce>.exit` its exit status.
+`.processes/<name>/<nonce>.json`, its record, holds the program's process ID and start time, and `<nonce>.exit` its exit
+status. Whoever started or found a program has its record, and shows it: the folder may be gone by then, with a disk or
+by a reboot, and what runs is known all the same.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ def start(
         env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     place = _place(folder, name)
     place.mkdir(parents=True, exist_ok=True)
-    if (place / f"{nonce}.json").exists():
-        return _record(place, nonce)
+    if known := _record(place, nonce):
+        return known
     _prune(place)
     reading, writing = os.pipe()
     child = os.fork()
@@ -79,43 +81,39 @@ def start(
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
-        said = json.loads(answer.read() or b'{"error": "its keeper died"}')
+        said: dict[str, Any] = json.loads(answer.read() or b'{"error": "its keeper died"}')
     os.waitpid(child, 0)
     if "error" in said:
         raise OSError(said["error"])
-    return _record(place, nonce)
+    return said
 
 
-def status(folder: str, name: str, nonce: str) -> int | None:
+def status(folder: str, name: str, record: Mapping[str, Any]) -> int | None:
     """Return a program's exit status, or None while it runs; of one that left no word (a reboot), SIGKILL's."""
-    place = _place(folder, name)
-    record = _record(place, nonce)
     lives = token(record["keeper"]) == record["keeper_token"] or token(record["pid"]) == record["token"]
-    code = _exit_status(place, nonce)  # after the look at the keeper, which writes before it ends
+    code = _exit_status(_place(folder, name), record["nonce"])  # after the look at the keeper, which writes, then ends
     return code if code is not None or lives else -signal.SIGKILL
 
 
 def find(folder: str, name: str) -> dict[str, Any] | None:
     """Return the record of the newest program of a name that still runs."""
-    records = [_record(_place(folder, name), f.stem) for f in _place(folder, name).glob("*.json")]
-    for record in sorted(records, key=lambda r: -r["started"]):
-        if status(folder, name, record["nonce"]) is None:
+    place = _place(folder, name)
+    records = [r for r in (_record(place, f.stem) for f in place.glob("*.json")) if r]
+    for record in sorted(records, key=lambda r: -float(r["started"])):
+        if status(folder, name, record) is None:
             return record
     return None
 
 
-def terminate(folder: str, name: str, nonce: str) -> None:
+def terminate(folder: str, name: str, record: Mapping[str, Any]) -> None:
     """Send SIGTERM to a program, if it runs."""
-    record = _record(_place(folder, name), nonce)
     if token(record["pid"]) == record["token"]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(record["pid"], signal.SIGTERM)
 
 
-def kill(folder: str, name: str, nonce: str) -> int:
+def kill(folder: str, name: str, record: Mapping[str, Any]) -> int:
     """Kill a program and all that came of it; returns its exit status."""
-    place = _place(folder, name)
-    record = _record(place, nonce)
     if token(record["pid"]) == record["token"]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(record["pid"], signal.SIGKILL)
@@ -124,7 +122,7 @@ def kill(folder: str, name: str, nonce: str) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + _WRITTEN_S
-    while (code := status(folder, name, nonce)) is None and time.monotonic() < deadline:
+    while (code := status(folder, name, record)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     return -signal.SIGKILL if code is None else code
 
@@ -133,15 +131,19 @@ def _place(folder: str, name: str) -> Path:
     return Path(folder) / ".processes" / name
 
 
-def _record(place: Path, nonce: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((place / f"{nonce}.json").read_text())
+def _record(place: Path, nonce: str) -> dict[str, Any] | None:
+    """Return a program's record; None if it is gone, or cannot be read."""
+    try:
+        record: dict[str, Any] = json.loads((place / f"{nonce}.json").read_text())
+    except (OSError, ValueError):
+        return None
     return record
 
 
 def _exit_status(place: Path, nonce: str) -> int | None:
     try:
         return int((place / f"{nonce}.exit").read_text())
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return None
 
 
@@ -183,10 +185,11 @@ def _keep(
         "started": time.time(),
     }
     _write(_place(folder, name) / f"{nonce}.json", json.dumps(record))
-    os.write(answer, b"{}")
+    os.write(answer, json.dumps(record).encode())
     os.close(answer)
     code = program.wait()
-    _write(_place(folder, name) / f"{nonce}.exit", str(code))
+    with contextlib.suppress(OSError):  # the folder may be gone: then nobody can be told
+        _write(_place(folder, name) / f"{nonce}.exit", str(code))
     os._exit(0)
 
 

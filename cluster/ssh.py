@@ -37,7 +37,7 @@ class SshProcess:
 
     def __init__(self, link: Link, folder: str, name: str, record: Mapping[str, Any]) -> None:
         self._link, self._pid = link, int(record["pid"])
-        self._which = {"folder": folder, "name": name, "nonce": record["nonce"]}
+        self._which: dict[str, Any] = {"folder": folder, "name": name, "record": dict(record)}
         self._code: int | None = None
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented
@@ -43,9 +45,13 @@ class Fleet:
         world: World,
         clock: Clock,
         lease: Mapping[str, str] | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Start nothing yet; `lease` is the environment of what must not outlive its supervisor for long."""
-        self._lease = lease or {}
+        """Start nothing yet; `lease` is the environment of what must not outlive its supervisor for long.
+
+        `note` is told what a node refuses: the others are gone on with.
+        """
+        self._lease, self._note = lease or {}, note
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
         self.seats: list[Seat] = []
         self.endpoint = ""
@@ -130,7 +136,15 @@ class Fleet:
 
     def codes(self) -> dict[str, int | None]:
         """Return the exit status of each agent that was started, None while it runs, by node."""
-        return {s.node.name: s.agent.poll() for s in self.seats if s.agent}
+        return {s.node.name: self._code(s.node, s.agent) for s in self.seats if s.agent}
+
+    def _code(self, node: Node, process: Process) -> int | None:
+        """Return an exit status; what its node cannot tell of counts as killed, and is started again."""
+        try:
+            return process.poll()
+        except ClusterError as error:
+            self._note(f"{node.name} is taken for lost: {error}")
+            return -signal.SIGKILL
 
     def agent_pids(self) -> dict[str, int]:
         """Return the process IDs of the agents, by node."""
@@ -138,7 +152,22 @@ class Fleet:
 
     def meeting(self) -> bool:
         """Tell whether the rendezvous store lives."""
-        return self._rendezvous is not None and self._rendezvous.poll() is None
+        if self._rendezvous is None or self.meets_on is None:
+            return False
+        return self._code(self.meets_on, self._rendezvous) is None
+
+    def end_agent(self, seat: Seat) -> None:
+        """Kill a node's agent, and what is left of one that has ended."""
+        if seat.agent:
+            self._end(seat.agent)
+            seat.agent = None
+
+    def _end(self, process: Process) -> None:
+        """Kill a program; if its node refuses, that is told, and no reason to leave the others running."""
+        try:
+            process.kill()
+        except ClusterError as error:
+            self._note(str(error))
 
     def abandon(self, seat: Seat) -> None:
         """Do without what runs on a node: it is killed, if need be when the node answers again."""
@@ -154,7 +183,7 @@ class Fleet:
         """Kill what was abandoned on nodes that answer."""
         for node, process in list(self._abandoned):
             if not self._cluster.silence_s(node):
-                process.kill()
+                self._end(process)
                 self._abandoned.remove((node, process))
 
     # -- ending ---------------------------------------------------------------------------------------------------
@@ -163,27 +192,29 @@ class Fleet:
         """Ask every agent to stop and wait a little, for those that answer; what is left is killed later."""
         agents = [(s.node, s.agent) for s in self.seats if s.agent]
         for _, agent in agents:
-            agent.terminate()
+            try:
+                agent.terminate()
+            except ClusterError as error:
+                self._note(str(error))
         deadline = self._clock.now() + grace_s
         while self._clock.now() < deadline and any(self._runs_still(*a) for a in agents):
             self._clock.sleep(_POLL_S)
 
     def _runs_still(self, node: Node, agent: Process) -> bool:
         """Tell whether it may be waited for: what a silent node's comes to, nobody will know in time."""
-        return agent.poll() is None and not self._cluster.silence_s(node)
+        return self._code(node, agent) is None and not self._cluster.silence_s(node)
 
     def kill(self, keep: Mapping[str, int] | None = None) -> None:
         """Kill what is left, but for agents of these process IDs: somebody else has adopted them."""
         for seat in self.seats:
             if seat.agent and (keep or {}).get(seat.node.name) != seat.agent.pid:
-                seat.agent.kill()
-                seat.agent = None
+                self.end_agent(seat)
         for helper in self._helpers:
-            helper.kill()
+            self._end(helper)
         self._helpers.clear()
         self.end_abandoned()
         if self._rendezvous and not keep:
-            self._rendezvous.kill()
+            self._end(self._rendezvous)
             self._rendezvous = None
 
     def free_memory(self) -> None:
@@ -196,7 +227,8 @@ class Fleet:
             except ClusterError:  # a node that is gone has nothing to free
                 continue
         for process in freeing:  # all at once: Ctrl-C waits for this
-            process.wait(_FORGET_TIMEOUT_S)
+            with suppress(ClusterError):
+                process.wait(_FORGET_TIMEOUT_S)
 
     def unhang(self, slots: Mapping[str, Sequence[int]]) -> Iterator[ClusterError]:
         """Have all ranks write their stacks, and kill those of some local ranks; yields what could not be done."""
@@ -237,10 +269,11 @@ def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
 
 
 def _kill_all(cluster: Cluster, node: Node, name: str) -> None:
-    while process := _find(cluster, node, name):
-        process.kill()
-        if process.wait(_FORGET_TIMEOUT_S) is None:
-            break
+    with suppress(ClusterError):  # what cannot be killed is not waited for
+        while process := cluster.find(node, name):
+            process.kill()
+            if process.wait(_FORGET_TIMEOUT_S) is None:
+                break
 
 
 def _find(cluster: Cluster, node: Node, name: str) -> Process | None:

@@ -111,9 +111,7 @@ class Places:
             return
         exclude(self._site, seat.node, cause.message)
         if other:
-            if seat.agent:
-                seat.agent.kill()
-                seat.agent = None
+            self._fleet.end_agent(seat)
             self._move(seat, other)
 
     def replace_failing(self, seat: Seat) -> None:

@@ -64,7 +64,7 @@ class Supervisor:
             note=self._note,
         )
         lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
-        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease)
+        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease, self._note)
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
         self._news = News(runs)
@@ -256,8 +256,8 @@ class Supervisor:
         seat = self._fleet.seat(name)
         assert seat is not None
         assert seat.agent is not None
-        seat.agent.kill()
-        seat.agent, seat.failures = None, seat.failures + 1
+        self._fleet.end_agent(seat)
+        seat.failures += 1
         seat.due = None if name in self._incidents.open_nodes else self._clock.now()
         left = code == EXIT_NOTICED
         if left:  # the machine goes: better another one, if there is one

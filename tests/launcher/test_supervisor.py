@@ -108,6 +108,38 @@ def test_only_the_agent_that_died_is_started_again() -> None:
     assert scene.training.began[1][1] == 5
 
 
+def trouble(scene: Scene, host: str, *, ends: bool) -> None:
+    """From now on a host answers, and cannot tell of its agent, nor kill it."""
+    for process in scene.cluster.running("agent"):
+        if process.node.name == host:
+            process.trouble = "[Errno 116] Stale file handle"
+            if ends:
+                process.end(-signal.SIGKILL)
+
+
+def test_agent_that_its_node_cannot_tell_of_is_lost_and_started_again() -> None:
+    scene = Scene()
+    scene.training.faults[7] = lambda t: trouble(scene, "host1", ends=True) if t.attempt == 1 else None
+    assert scene.supervise().state == "finished"
+    assert len(scene.cluster.started("agent", "host0")) == 1
+    assert len(scene.cluster.started("agent", "host1")) == 2
+    assert scene.noted("host1 is taken for lost: host1: [Errno 116] Stale file handle")
+
+
+def test_node_that_cannot_kill_does_not_keep_the_others_running() -> None:
+    scene = Scene()
+
+    def stop(training: FakeTraining) -> None:
+        trouble(scene, "host0", ends=False)
+        scene.runs.create("stop", {})
+
+    scene.training.faults[7] = stop
+    assert scene.supervise().state == "stopped"
+    assert [p.node.name for p in scene.cluster.running("agent")] == ["host0"]
+    assert not scene.cluster.running("rendezvous")
+    assert scene.noted("host0: [Errno 116] Stale file handle")
+
+
 def test_poison_step_ends_the_run_with_its_traceback() -> None:
     scene = Scene()
     met: list[int] = []

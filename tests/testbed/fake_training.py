@@ -43,20 +43,28 @@ class FakeProcess:
         self.pid, self.code = next(PIDS), None if command.name in ("agent", "rendezvous") else 0
         self.started: float = 0.0
         self.asked = False  # to leave at the next step boundary
+        self.trouble = ""  # what its node says, which answers, whenever it is asked for this program
 
     def poll(self) -> int | None:
+        self._refuse()
         return self.code
+
+    def _refuse(self) -> None:
+        if self.trouble:
+            raise ClusterError(f"{self.node.name}: {self.trouble}")
 
     def wait(self, timeout_s: float) -> int | None:
         return self.code
 
     def terminate(self) -> None:
+        self._refuse()
         if self.cluster.gentle and self.command.name == "agent":
             self.asked = True
         elif not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
 
     def kill(self) -> None:
+        self._refuse()
         if not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(-signal.SIGKILL)
 
