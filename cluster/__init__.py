@@ -86,6 +86,9 @@ class Process(Protocol):
         """Kill it and everything it started; no error if it has ended.
 
         Afterwards `poll` tells its exit status; None: its node does not answer, and it may still run.
+
+        Raises:
+            ClusterError: some of it does not end (it waits in the kernel); says what.
         """
 
 

@@ -14,16 +14,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-STARTER = "FGLAUNCH_STARTER_PID"  # as in cluster.local: who must live for the program to live
-MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
+from cluster import _marks
+from cluster._marks import MARK, STARTER
+
 _KEPT = 16  # records of ended programs, a name
-_WRITTEN_S = 5.0  # how long a keeper may take to write down a status
+_ROUND_S = 0.2  # of killing, in which no other request is answered
 _START_TIME = 19  # field 22, counted from the one after the name. Source: proc(5)
 
 
@@ -112,19 +112,19 @@ def terminate(folder: str, name: str, record: Mapping[str, Any]) -> None:
             os.kill(record["pid"], signal.SIGTERM)
 
 
-def kill(folder: str, name: str, record: Mapping[str, Any]) -> int:
-    """Kill a program and all that came of it; returns its exit status."""
-    if token(record["pid"]) == record["token"]:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(record["pid"], signal.SIGKILL)
-    while pids := list(_marked(record["mark"])):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _WRITTEN_S
-    while (code := status(folder, name, record)) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return -signal.SIGKILL if code is None else code
+def kill(folder: str, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Kill a program and all that came of it, for a moment: ask again until nobody is left, and the status is known.
+
+    Returns:
+        `left`: who is there still, `spelled` with their states; `code`: its exit status, None if it is not known yet.
+    """
+
+    def strike() -> Sequence[int]:
+        leader = record["pid"] if token(record["pid"]) == record["token"] else None
+        return _marks.strike(record["mark"], leader)
+
+    left = _marks.end(strike, _ROUND_S)
+    return {"left": left, "spelled": _marks.spell(left), "code": status(folder, name, record)}
 
 
 def _place(folder: str, name: str) -> Path:
@@ -213,18 +213,6 @@ def _popen(
 
 def _mark(folder: str, name: str, nonce: str) -> str:
     return f"{folder}#{name}#{nonce}"
-
-
-def _marked(mark: str) -> Iterator[int]:
-    """Yield living processes (zombies aside) that carry a mark in their environment; none where there is no /proc."""
-    if not sys.platform.startswith("linux"):
-        return
-    needle = f"{MARK}={mark}".encode()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if needle in (folder / "environ").read_bytes().split(b"\0"):
-                    yield int(folder.name)
 
 
 def _exists(pid: int) -> bool:
