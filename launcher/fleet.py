@@ -25,13 +25,14 @@ class Seat:
     """A node's place in the run.
 
     `due` says when to start its agent, in the clock's seconds; None: not before somebody says so. `failures` counts the
-    starts that came to nothing in a row.
+    starts that came to nothing in a row; `endpoint` is where its agent was last told to meet the others.
     """
 
     node: Node
     agent: Process | None = None
     due: float | None = None
     failures: int = 0
+    endpoint: str = ""
 
 
 class Fleet:
@@ -86,11 +87,18 @@ class Fleet:
     def meet(self, port: int | None) -> None:
         """Start the rendezvous store where agents meet: on the first node that can have it, or one for it alone.
 
+        Nodes that answer come first, of those the ones whose agents live.
+
         Raises:
             ClusterError: none can.
         """
         refused: ClusterError | None = None
-        for node in meeting_places(self._cluster, self._run.name, self.nodes):
+        living = {name for name, code in self.codes().items() if code is None}
+        places = meeting_places(self._cluster, self._run.name, self.nodes)
+        apart, silence_s = [n for n in places if n not in self.nodes], self._cluster.silence_s
+        for node in sorted(
+            places, key=lambda n: (silence_s(n) > 0, n not in apart, n.name not in living, n == self.meets_on)
+        ):
             try:
                 taken = port or self._cluster.free_port(node)
                 self._rendezvous = self._start(node, rendezvous_command(node, taken))
@@ -102,12 +110,50 @@ class Fleet:
         assert refused is not None
         raise refused
 
+    def move(self, port: int | None) -> bool:
+        """Have the agents that live meet elsewhere: their store is gone. False: there are none, or no place for it."""
+        if not any(code is None for code in self.codes().values()):
+            return False
+        self.leave_store()
+        try:
+            self.meet(port)
+        except ClusterError as error:
+            self._note(str(error))
+            return False
+        self.tell()
+        return True
+
+    def leave_store(self) -> None:
+        """Do without the store: it is killed, if need be when its node answers again."""
+        if self._rendezvous and self.meets_on:
+            self._abandoned.append((self.meets_on, self._rendezvous))
+            self._rendezvous = None
+
+    def tell(self) -> None:
+        """Tell agents where they meet now, if they do not know: those that live, on nodes that answer."""
+        ignorant = [s for s in self.seats if s.agent and s.endpoint != self.endpoint]
+        codes = self.codes() if ignorant else {}
+        lost = [s.node.name for s in self.seats if codes.get(s.node.name, 0) is not None]
+        for seat in ignorant:
+            if seat.node.name in lost or self._cluster.silence_s(seat.node):
+                continue
+            node = seat.node
+            argv = engine.endpoint_argv(node.python, folder=node.folder, endpoint=self.endpoint, lost=lost)
+            try:
+                self._helpers.append(self._cluster.start(seat.node, Command("endpoint", argv, {})))
+            except ClusterError as error:
+                self._note(str(error))
+            else:
+                seat.endpoint = self.endpoint
+
     def adopt(self, term: Term) -> bool:
         """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
         if not self._cluster.lasting or not term.endpoint or term.world != self._world:
             return False
-        seats = [Seat(node, self._find(node, "agent"), due=self._clock.now()) for node in term.nodes]
+        now = self._clock.now()
+        seats = [Seat(n, self._find(n, "agent"), due=now, endpoint=term.endpoint) for n in term.nodes]
         places = meeting_places(self._cluster, self._run.name, term.nodes)
+        places = [n for n in places if term.endpoint.rpartition(":")[0] == n.address]
         meeting = next(((n, p) for n in places if (p := self._find(n, "rendezvous"))), None)
         if meeting is None or not any(seat.agent for seat in seats):
             return False
@@ -129,7 +175,7 @@ class Fleet:
             _kill_all(self._cluster, seat.node, "agent")
         share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
         command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
-        seat.due, seat.agent = None, self._start(seat.node, command)
+        seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.endpoint
 
     def _start(self, node: Node, command: Command) -> Process:
         return self._cluster.start(node, command._replace(env={**command.env, **self._lease}))
@@ -174,13 +220,16 @@ class Fleet:
         if seat.agent:
             self._abandoned.append((seat.node, seat.agent))
             seat.agent = None
-        if self.meets_on == seat.node and self._rendezvous and self._cluster.silence_s(seat.node):
-            self._abandoned.append((seat.node, self._rendezvous))
-            self._rendezvous = None
-        self.end_abandoned()
+        if self.meets_on == seat.node and self._cluster.silence_s(seat.node):
+            self.leave_store()
+        self.tend()
 
-    def end_abandoned(self) -> None:
-        """Kill what was abandoned on nodes that answer."""
+    def tend(self) -> None:
+        """Do what could not be done while nodes were silent: tell agents where they meet, kill what was abandoned."""
+        self.tell()
+        self._end_abandoned()
+
+    def _end_abandoned(self) -> None:
         for node, process in list(self._abandoned):
             if not self._cluster.silence_s(node):
                 self._end(process)
@@ -212,7 +261,7 @@ class Fleet:
         for helper in self._helpers:
             self._end(helper)
         self._helpers.clear()
-        self.end_abandoned()
+        self._end_abandoned()
         if self._rendezvous and not keep:
             self._end(self._rendezvous)
             self._rendezvous = None
@@ -246,9 +295,9 @@ def still_runs(cluster: Cluster, term: Term) -> bool:
 
 
 def meeting_places(cluster: Cluster, run: str, nodes: Sequence[Node]) -> list[Node]:
-    """Return where a run's agents may meet: on any of its nodes, or on one that is there for nothing else."""
+    """Return where a run's agents may meet: on a node that is there for nothing else, if there is one, or on any."""
     apart = cluster.rendezvous_node(run)
-    return [apart] if apart else list(nodes)
+    return [*([apart] if apart else []), *nodes]
 
 
 def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:

@@ -236,11 +236,17 @@ class Supervisor:
         dead = {name: code for name, code in codes.items() if code not in (None, 0)}
         if (dead or any(code == 0 for code in codes.values())) and is_done(self._runs):
             return self._verdict()  # what died did so after the work was done
-        if codes and not self._fleet.meeting():
+        lost_store = bool(codes) and not self._fleet.meeting()
+        if lost_store and not self._fleet.move(self._port):
             self._restart_all("the rendezvous store died: all agents start again")
-        else:
-            for name, code in dead.items():
-                self._lose(name, code)
+            return None
+        for name, code in dead.items():
+            self._lose(name, code)
+        if lost_store:
+            assert self._fleet.meets_on is not None
+            why = f"the rendezvous store died: agents meet again on {self._fleet.meets_on.name}"
+            self._incidents.add(self._clock.now(), Sign("lost", why, self._clock.time()))
+            self._record()
         return None
 
     def _restart_all(self, why: str) -> None:
@@ -270,16 +276,15 @@ class Supervisor:
 
     def _give_up_silent(self, now: float) -> None:
         """What is silent for good is started anew, on another node unless its own answers; the others go on."""
-        self._fleet.end_abandoned()
+        self._fleet.tend()
+        if self._fleet.meets_on and self._guard.stranded(self._fleet.meets_on):
+            self._fleet.leave_store()
         for node, silent_s in self._guard.lost():
-            seat, met_here = self._fleet.seat(node.name), self._fleet.meets_on == node
+            seat = self._fleet.seat(node.name)
             if seat is None or not self._places.give_up(seat):
                 continue
             self._guard.forget(node)
             why = f"{node.name} was silent for {silent_s:.0f} s, and is given up"
-            if met_here and not self._fleet.meeting():
-                self._restart_all(why)
-                continue
             seat.due = now
             self._incidents.gone(now, Sign("lost", why, self._clock.time(), node=node.name), again=True)
 

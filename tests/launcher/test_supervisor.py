@@ -352,8 +352,31 @@ def test_agents_meet_anew_when_the_node_that_they_met_on_is_given_up() -> None:
     scene.training.faults[7] = cut(scene, "host0")
     scene.training.faults[20] = once(lambda t: scene.cluster.quiet.clear())
     assert scene.supervise().state == "finished"
-    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host2"]
+    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host1"]
+    assert len(scene.cluster.started("agent", "host1")) == 1, "it is told, and goes on"
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
+
+
+@pytest.mark.parametrize("said", ["cut off: no answer from the store that agents meet in for 3.1 s", ""])
+def test_store_on_a_node_that_nobody_reaches_is_started_elsewhere_at_once(said: str) -> None:
+    scene = Scene("silent_s=500", hosts=2)
+
+    def away(training: FakeTraining) -> None:
+        cut(scene, "host0")(training)
+        other = scene.cluster.running("agent")[1]
+        if said:
+            scene.cluster.append(other.node, "agent.log", f"02:08:48 agent 7: {said}\n")
+        scene.at(60.0, scene.cluster.quiet.clear)
+        scene.at(61.0, training.out.clear)
+
+    scene.training.faults[7] = once(away)
+    assert scene.supervise().state == "finished"
+    stores, agents = scene.cluster.started("rendezvous"), scene.cluster.started("agent")
+    assert [p.node.name for p in stores] == (["host0", "host1"] if said else ["host0"])
+    assert len(agents) == 2, "both are told, one of them when it answers again"
+    if said:
+        assert stores[1].started - stores[0].started < 20
+        assert {a.endpoint.rpartition(":")[0] for a in agents} == {"--rdzv-endpoint=host1"}
 
 
 def test_node_that_is_silent_to_the_supervisor_alone_is_not_given_up() -> None:
@@ -401,11 +424,43 @@ def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:
     assert scene.supervise().state == "finished"
 
 
-def test_dead_rendezvous_makes_all_begin_anew() -> None:
+def test_agents_of_a_dead_rendezvous_are_told_of_another() -> None:
     scene = Scene()
-    scene.training.faults[7] = once(lambda t: scene.cluster.running("rendezvous")[0].end(-signal.SIGKILL))
+    scene.training.faults[7] = once(lambda t: t.lose_store())
     assert scene.supervise().state == "finished"
-    assert len(scene.cluster.started("rendezvous")) == 2
+    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host1"]
+    assert len(scene.cluster.started("agent")) == 2
+    assert scene.noted("lost: the rendezvous store died: agents meet again on host1")
+
+
+def test_loss_of_the_first_node_leaves_the_agents_of_the_others_alone() -> None:
+    scene = Scene()
+
+    def lose(training: FakeTraining) -> None:
+        training.lose_store()
+        training.lose(0)
+
+    scene.training.faults[7] = once(lose)
+    assert scene.supervise().state == "finished"
+    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host1"]
+    assert len(scene.cluster.started("agent", "host0")) == 2
+    assert len(scene.cluster.started("agent", "host1")) == 1
+    [told] = scene.cluster.started("endpoint")
+    assert told.node.name == "host1"
+    assert told.command.argv[5:] == ("host0",), "it need not wait for who is known to be gone"
+    assert len([n for n in scene.notes if n.startswith("lost: ")]) == 1, "it is one incident"
+
+
+def test_dead_rendezvous_without_another_place_makes_all_begin_anew() -> None:
+    scene = Scene(hosts=2)
+
+    def lose(training: FakeTraining) -> None:
+        training.lose_store()
+        scene.cluster.down |= {"host0", "host1"}
+        scene.at(20.0, scene.cluster.down.clear)
+
+    scene.training.faults[7] = once(lose)
+    assert scene.supervise().state == "finished"
     assert len(scene.cluster.started("agent")) == 4
 
 
