@@ -13,6 +13,7 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunFile
 from launcher import engine
 from launcher.clock import Clock
+from launcher.stores import Stores, find, kill_all, meeting_places
 from launcher.takeover import Term
 
 _FORGET_TIMEOUT_S = 10.0
@@ -55,9 +56,7 @@ class Fleet:
         self._lease, self._note = lease or {}, note
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
         self.seats: list[Seat] = []
-        self.endpoint = ""
-        self.meets_on: Node | None = None
-        self._rendezvous: Process | None = None
+        self.stores = Stores(cluster, run.name, self._start, self._code, self._abandon)
         self._abandoned: list[tuple[Node, Process]] = []
         self._helpers: list[Process] = []
 
@@ -85,34 +84,16 @@ class Fleet:
         return self.nodes
 
     def meet(self, port: int | None) -> None:
-        """Start the rendezvous store where agents meet: on the first node that can have it, or one for it alone.
-
-        Nodes that answer come first, of those the ones whose agents live.
+        """Have a store for the agents to meet in: see `Stores.start`.
 
         Raises:
-            ClusterError: none can.
+            ClusterError: no node can have it.
         """
-        refused: ClusterError | None = None
-        living = {name for name, code in self.codes().items() if code is None}
-        places = meeting_places(self._cluster, self._run.name, self.nodes)
-        apart, silence_s = [n for n in places if n not in self.nodes], self._cluster.silence_s
-        for node in sorted(
-            places, key=lambda n: (silence_s(n) > 0, n not in apart, n.name not in living, n == self.meets_on)
-        ):
-            try:
-                taken = port or self._cluster.free_port(node)
-                self._rendezvous = self._start(node, rendezvous_command(node, taken))
-            except ClusterError as error:
-                refused = error
-                continue
-            self.meets_on, self.endpoint = node, f"{node.address}:{taken}"
-            return
-        assert refused is not None
-        raise refused
+        self.stores.start(self.nodes, self._living(), port)
 
     def move(self, port: int | None) -> bool:
         """Have the agents that live meet elsewhere: their store is gone. False: there are none, or no place for it."""
-        if not any(code is None for code in self.codes().values()):
+        if not self._living():
             return False
         self.leave_store()
         try:
@@ -123,28 +104,36 @@ class Fleet:
         self.tell()
         return True
 
+    def _living(self) -> set[str]:
+        return {name for name, code in self.codes().items() if code is None}
+
     def leave_store(self) -> None:
         """Do without the store: it is killed, if need be when its node answers again."""
-        if self._rendezvous and self.meets_on:
-            self._abandoned.append((self.meets_on, self._rendezvous))
-            self._rendezvous = None
+        self.stores.leave()
+
+    def _abandon(self, node: Node, process: Process) -> None:
+        self._abandoned.append((node, process))
+
+    def keep_spare_store(self, port: int | None) -> None:
+        """Have another store ready: see `Stores.keep_spare`."""
+        self.stores.keep_spare(self.nodes, self._living(), port)
 
     def tell(self) -> None:
         """Tell agents where they meet now, if they do not know: those that live, on nodes that answer."""
-        ignorant = [s for s in self.seats if s.agent and s.endpoint != self.endpoint]
+        ignorant = [s for s in self.seats if s.agent and s.endpoint != self.stores.endpoint]
         codes = self.codes() if ignorant else {}
         lost = [s.node.name for s in self.seats if codes.get(s.node.name, 0) is not None]
         for seat in ignorant:
             if seat.node.name in lost or self._cluster.silence_s(seat.node):
                 continue
             node = seat.node
-            argv = engine.endpoint_argv(node.python, folder=node.folder, endpoint=self.endpoint, lost=lost)
+            argv = engine.endpoint_argv(node.python, folder=node.folder, endpoint=self.stores.endpoint, lost=lost)
             try:
                 self._helpers.append(self._cluster.start(seat.node, Command("endpoint", argv, {})))
             except ClusterError as error:
                 self._note(str(error))
             else:
-                seat.endpoint = self.endpoint
+                seat.endpoint = self.stores.endpoint
 
     def adopt(self, term: Term) -> bool:
         """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
@@ -152,16 +141,13 @@ class Fleet:
             return False
         now = self._clock.now()
         seats = [Seat(n, self._find(n, "agent"), due=now, endpoint=term.endpoint) for n in term.nodes]
-        places = meeting_places(self._cluster, self._run.name, term.nodes)
-        places = [n for n in places if term.endpoint.rpartition(":")[0] == n.address]
-        meeting = next(((n, p) for n in places if (p := self._find(n, "rendezvous"))), None)
-        if meeting is None or not any(seat.agent for seat in seats):
+        if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, term.nodes):
             return False
-        (self.meets_on, self._rendezvous), self.seats, self.endpoint = meeting, seats, term.endpoint
+        self.seats = seats
         return True
 
     def _find(self, node: Node, name: str) -> Process | None:
-        return _find(self._cluster, node, name)
+        return find(self._cluster, node, name)
 
     # -- agents ---------------------------------------------------------------------------------------------------
 
@@ -172,10 +158,10 @@ class Fleet:
             ClusterError: it cannot be started.
         """
         if self._cluster.lasting:
-            _kill_all(self._cluster, seat.node, "agent")
+            kill_all(self._cluster, seat.node, "agent")
         share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
-        command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
-        seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.endpoint
+        command = agent_command(self._run, self._url, self._world, seat.node, share, self.stores.endpoint)
+        seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.stores.endpoint
 
     def _start(self, node: Node, command: Command) -> Process:
         return self._cluster.start(node, command._replace(env={**command.env, **self._lease}))
@@ -198,9 +184,7 @@ class Fleet:
 
     def meeting(self) -> bool:
         """Tell whether the rendezvous store lives."""
-        if self._rendezvous is None or self.meets_on is None:
-            return False
-        return self._code(self.meets_on, self._rendezvous) is None
+        return self.stores.live()
 
     def end_agent(self, seat: Seat) -> None:
         """Kill a node's agent, and what is left of one that has ended."""
@@ -220,7 +204,7 @@ class Fleet:
         if seat.agent:
             self._abandoned.append((seat.node, seat.agent))
             seat.agent = None
-        if self.meets_on == seat.node and self._cluster.silence_s(seat.node):
+        if self.stores.place == seat.node and self._cluster.silence_s(seat.node):
             self.leave_store()
         self.tend()
 
@@ -262,9 +246,8 @@ class Fleet:
             self._end(helper)
         self._helpers.clear()
         self._end_abandoned()
-        if self._rendezvous and not keep:
-            self._end(self._rendezvous)
-            self._rendezvous = None
+        for store in [] if keep else self.stores.drop():
+            self._end(store)
 
     def free_memory(self) -> None:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
@@ -291,13 +274,7 @@ class Fleet:
 
 def still_runs(cluster: Cluster, term: Term) -> bool:
     """Tell whether agents that a supervisor has started go on without it."""
-    return cluster.lasting and any(_find(cluster, node, "agent") for node in term.nodes)
-
-
-def meeting_places(cluster: Cluster, run: str, nodes: Sequence[Node]) -> list[Node]:
-    """Return where a run's agents may meet: on a node that is there for nothing else, if there is one, or on any."""
-    apart = cluster.rendezvous_node(run)
-    return [*([apart] if apart else []), *nodes]
+    return cluster.lasting and any(find(cluster, node, "agent") for node in term.nodes)
 
 
 def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
@@ -314,27 +291,7 @@ def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
     """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
     for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
         for node in places:
-            _kill_all(cluster, node, name)
-
-
-def _kill_all(cluster: Cluster, node: Node, name: str) -> None:
-    with suppress(ClusterError):  # what cannot be killed is not waited for
-        while process := cluster.find(node, name):
-            process.kill()
-            if process.wait(_FORGET_TIMEOUT_S) is None:
-                break
-
-
-def _find(cluster: Cluster, node: Node, name: str) -> Process | None:
-    try:
-        return cluster.find(node, name)
-    except ClusterError:
-        return None
-
-
-def rendezvous_command(node: Node, port: int | str) -> Command:
-    """Return what to start on the first node, for the agents to meet in."""
-    return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
+            kill_all(cluster, node, name)
 
 
 def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:

@@ -151,7 +151,7 @@ class Supervisor:
             clear(self._cluster, self._run.name, fleet.nodes)
         self._beat()  # with the nodes' folders, for those who watch
         fleet.meet(self._port)
-        replacing.settle(self._site, fleet.seats, fleet.endpoint)
+        replacing.settle(self._site, fleet.seats, fleet.stores.endpoint)
         for seat in fleet.seats:
             self._feed.skip(seat.node)
             seat.due = self._clock.now()
@@ -243,8 +243,8 @@ class Supervisor:
         for name, code in dead.items():
             self._lose(name, code)
         if lost_store:
-            assert self._fleet.meets_on is not None
-            why = f"the rendezvous store died: agents meet again on {self._fleet.meets_on.name}"
+            assert self._fleet.stores.place is not None
+            why = f"the rendezvous store died: agents meet again on {self._fleet.stores.place.name}"
             self._incidents.add(self._clock.now(), Sign("lost", why, self._clock.time()))
             self._record()
         return None
@@ -277,8 +277,10 @@ class Supervisor:
     def _give_up_silent(self, now: float) -> None:
         """What is silent for good is started anew, on another node unless its own answers; the others go on."""
         self._fleet.tend()
-        if self._fleet.meets_on and self._guard.stranded(self._fleet.meets_on):
+        if self._fleet.stores.place and self._guard.stranded(self._fleet.stores.place):
             self._fleet.leave_store()
+        if self._incidents.newest:  # before that, all are busy importing
+            self._fleet.keep_spare_store(self._port)
         for node, silent_s in self._guard.lost():
             seat = self._fleet.seat(node.name)
             if seat is None or not self._places.give_up(seat):

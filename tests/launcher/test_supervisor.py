@@ -352,7 +352,7 @@ def test_agents_meet_anew_when_the_node_that_they_met_on_is_given_up() -> None:
     scene.training.faults[7] = cut(scene, "host0")
     scene.training.faults[20] = once(lambda t: scene.cluster.quiet.clear())
     assert scene.supervise().state == "finished"
-    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host1"]
+    assert met_at(scene, "host1", "host2") == {"host1"}
     assert len(scene.cluster.started("agent", "host1")) == 1, "it is told, and goes on"
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
 
@@ -371,12 +371,11 @@ def test_store_on_a_node_that_nobody_reaches_is_started_elsewhere_at_once(said: 
 
     scene.training.faults[7] = once(away)
     assert scene.supervise().state == "finished"
-    stores, agents = scene.cluster.started("rendezvous"), scene.cluster.started("agent")
-    assert [p.node.name for p in stores] == (["host0", "host1"] if said else ["host0"])
-    assert len(agents) == 2, "both are told, one of them when it answers again"
-    if said:
-        assert stores[1].started - stores[0].started < 20
-        assert {a.endpoint.rpartition(":")[0] for a in agents} == {"--rdzv-endpoint=host1"}
+    assert len(scene.cluster.started("agent")) == 2
+    assert met_at(scene) == ({"host1"} if said else {"host0"})
+    told = scene.cluster.started("endpoint")
+    assert [p.node.name for p in told] == (["host1", "host0"] if said else []), "one of them when it answers again"
+    assert not said or told[0].started - scene.training.began[0][0] < 20
 
 
 def test_node_that_is_silent_to_the_supervisor_alone_is_not_given_up() -> None:
@@ -424,11 +423,41 @@ def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:
     assert scene.supervise().state == "finished"
 
 
+def met_at(scene: Scene, *hosts: str) -> set[str]:
+    """Return where the agents met that were started last on each host, or on some."""
+    newest = {p.node.name: p.endpoint for p in scene.cluster.started("agent") if p.node.name in hosts or not hosts}
+    return {e.removeprefix("--rdzv-endpoint=").rpartition(":")[0] for e in newest.values()}
+
+
+def test_another_store_is_ready_once_training_goes_on_and_takes_over_at_once() -> None:
+    scene = Scene()
+    ready: list[list[str]] = []
+
+    def lose(training: FakeTraining) -> None:
+        ready.append([p.node.name for p in scene.cluster.running("rendezvous")])
+        training.lose_store()
+
+    scene.training.faults[7] = once(lose)
+    scene.training.faults[20] = once(lambda t: ready.append([p.node.name for p in scene.cluster.running("rendezvous")]))
+    assert scene.supervise().state == "finished"
+    assert ready == [["host0", "host1"], ["host1", "host0"]], "and then there is another again"
+    assert scene.cluster.running("rendezvous") == []
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_store_that_is_ready_is_on_a_node_that_lives(lasting: bool) -> None:
+    scene = Scene(hosts=3, lasting=lasting)
+    scene.training.faults[7] = once(lambda t: scene.cluster.running("rendezvous")[-1].end(-signal.SIGKILL))
+    assert scene.supervise().state == "finished"
+    stores = [p.node.name for p in scene.cluster.started("rendezvous")]
+    assert stores == (["host0", "host1", "host1"] if lasting else ["host0", "host1"])
+
+
 def test_agents_of_a_dead_rendezvous_are_told_of_another() -> None:
     scene = Scene()
     scene.training.faults[7] = once(lambda t: t.lose_store())
     assert scene.supervise().state == "finished"
-    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host1"]
+    assert met_at(scene) == {"host1"}
     assert len(scene.cluster.started("agent")) == 2
     assert scene.noted("lost: the rendezvous store died: agents meet again on host1")
 
@@ -442,7 +471,7 @@ def test_loss_of_the_first_node_leaves_the_agents_of_the_others_alone() -> None:
 
     scene.training.faults[7] = once(lose)
     assert scene.supervise().state == "finished"
-    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host1"]
+    assert met_at(scene) == {"host1"}
     assert len(scene.cluster.started("agent", "host0")) == 2
     assert len(scene.cluster.started("agent", "host1")) == 1
     [told] = scene.cluster.started("endpoint")
@@ -456,6 +485,8 @@ def test_dead_rendezvous_without_another_place_makes_all_begin_anew() -> None:
 
     def lose(training: FakeTraining) -> None:
         training.lose_store()
+        for spare in scene.cluster.running("rendezvous"):
+            spare.end(-signal.SIGKILL)
         scene.cluster.down |= {"host0", "host1"}
         scene.at(20.0, scene.cluster.down.clear)
 
@@ -525,7 +556,7 @@ def test_run_that_finished_without_a_supervisor_is_finished() -> None:
     for _ in range(300):
         scene.clock.sleep(0.2)
     assert scene.cluster.running("agent") == []
-    assert len(scene.cluster.running("rendezvous")) == 1
+    assert scene.cluster.running("rendezvous")
     assert scene.supervise().state == "finished"
     assert len(scene.cluster.started("agent")) == 2
     assert scene.cluster.running("rendezvous") == []
@@ -573,7 +604,7 @@ def test_supervisor_that_lost_its_office_does_nothing_more() -> None:
     assert (outcome.state, outcome.exit_code) == ("fenced", EXIT_FENCED)
     assert "supervisor 2 on " in outcome.message
     assert len(scene.cluster.running("agent")) == 2
-    assert len(scene.cluster.running("rendezvous")) == 1
+    assert scene.cluster.running("rendezvous")
     assert scene.cluster.started("forget") == []
     status = read_status(scene.runs)
     assert status is not None
