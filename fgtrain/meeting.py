@@ -45,7 +45,10 @@ _JOIN_THREAD_S = 2.0
 
 
 class Alarm(NamedTuple):
-    """What to do when: the local workers' round is over (called until they are gone); the store does not answer."""
+    """What to do when the local workers' round is over (called until they are gone); when nothing but a new life helps.
+
+    That is when the store does not answer while the agent itself waits for an answer.
+    """
 
     round_over: Callable[[], None]
     cut_off: Callable[[], None]
@@ -88,7 +91,8 @@ class Watch:
         """Stop: nothing that happens to the store or the others matters any more."""
         self._done.set()
         self.work_in(None)
-        self._thread.join(_JOIN_THREAD_S)  # not to be caught by this process's end within an operation
+        if not self.lost:  # else it may wait for an answer for long
+            self._thread.join(_JOIN_THREAD_S)  # not to be caught by this process's end within an operation
 
     def _serve(self) -> None:
         try:
@@ -157,7 +161,10 @@ class Watch:
             if unanswered >= self._settings.detect_s:
                 self._done.set()
                 say(f"cut off: no answer from the store that agents meet in for {unanswered:.1f} s")
-                self._alarm.cut_off()
+                if self._round is None:  # the agent itself may wait for an answer
+                    self._alarm.cut_off()
+                self.lost = True
+                self._end_workers()
 
 
 class Rendezvous(RendezvousHandler):

@@ -244,7 +244,7 @@ class Supervisor:
             self._lose(name, code)
         if lost_store:
             assert self._fleet.stores.place is not None
-            why = f"the rendezvous store died: agents meet again on {self._fleet.stores.place.name}"
+            why = f"the rendezvous store is lost: agents meet again on {self._fleet.stores.place.name}"
             self._incidents.add(self._clock.now(), Sign("lost", why, self._clock.time()))
             self._record()
         return None

@@ -133,12 +133,30 @@ def store_process(place: Place) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.train
-def test_store_that_does_not_answer_is_told_of(place: Place) -> None:
+def test_agent_whose_store_does_not_answer_while_workers_work_goes_to_another(place: Place) -> None:
     with store_process(place) as store:
         a = place.agent(0, Seats(1, 1))
         assert ranks(a.meet()) == [(0, 1)]
         store.send_signal(signal.SIGSTOP)
+        assert a.over.wait(_TIMEOUT_S), "nobody trains on who cannot tell whether the others do"
+        other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        tell(place.folder, f"127.0.0.1:{other.port}")
+        assert ranks(a.meet()) == [(0, 1)]
+        assert not a.lost.is_set()
+
+
+@pytest.mark.train
+def test_agent_that_waits_for_an_answer_itself_begins_anew(place: Place) -> None:
+    with store_process(place) as store:
+        a = place.agent(0, Seats(2, 2))
+        alone = a.meet()
+        store.send_signal(signal.SIGSTOP)
         assert a.lost.wait(_TIMEOUT_S)
+    other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    tell(place.folder, f"127.0.0.1:{other.port}")
+    find(a.settings.where, 0.0).change(membership.close)
+    with pytest.raises(RendezvousClosedError):
+        alone.result(_TIMEOUT_S)
 
 
 @pytest.mark.train

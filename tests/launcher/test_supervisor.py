@@ -459,7 +459,7 @@ def test_agents_of_a_dead_rendezvous_are_told_of_another() -> None:
     assert scene.supervise().state == "finished"
     assert met_at(scene) == {"host1"}
     assert len(scene.cluster.started("agent")) == 2
-    assert scene.noted("lost: the rendezvous store died: agents meet again on host1")
+    assert scene.noted("lost: the rendezvous store is lost: agents meet again on host1")
 
 
 def test_loss_of_the_first_node_leaves_the_agents_of_the_others_alone() -> None:
