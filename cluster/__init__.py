@@ -66,6 +66,7 @@ class Process(Protocol):
     """A program that was started on a node.
 
     A node that does not answer is no dead program: `poll` and `wait` return None then, and `Cluster.silence_s` tells.
+    All may raise ClusterError: the node answers, and cannot do what is asked.
     """
 
     @property
@@ -85,6 +86,9 @@ class Process(Protocol):
         """Kill it and everything it started; no error if it has ended.
 
         Afterwards `poll` tells its exit status; None: its node does not answer, and it may still run.
+
+        Raises:
+            ClusterError: some of it does not end (it waits in the kernel); says what.
         """
 
 

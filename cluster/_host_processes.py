@@ -2,7 +2,9 @@
 
 A program is started by a keeper, a process in a session of its own that does nothing but wait for it and write down its
 exit status; the keeper ends with the program, so nothing is left on the node after a run. In the node's folder,
-`.processes/<name>/<nonce>.json` holds the program's process ID and start time, and `<nonce>.exit` its exit status.
+`.processes/<name>/<nonce>.json`, its record, holds the program's process ID and start time, and `<nonce>.exit` its exit
+status. Whoever started or found a program has its record, and shows it: the folder may be gone by then, with a disk or
+by a reboot, and what runs is known all the same.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-STARTER = "FGLAUNCH_STARTER_PID"  # as in cluster.local: who must live for the program to live
-MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
+from cluster import _marks
+from cluster._marks import MARK, STARTER
+
 _KEPT = 16  # records of ended programs, a name
-_WRITTEN_S = 5.0  # how long a keeper may take to write down a status
+_ROUND_S = 0.2  # of killing, in which no other request is answered
 _START_TIME = 19  # field 22, counted from the one after the name. Source: proc(5)
 
 
@@ -62,8 +64,8 @@ def start(
         env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     place = _place(folder, name)
     place.mkdir(parents=True, exist_ok=True)
-    if (place / f"{nonce}.json").exists():
-        return _record(place, nonce)
+    if known := _record(place, nonce):
+        return known
     _prune(place)
     reading, writing = os.pipe()
     child = os.fork()
@@ -79,69 +81,69 @@ def start(
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
-        said = json.loads(answer.read() or b'{"error": "its keeper died"}')
+        said: dict[str, Any] = json.loads(answer.read() or b'{"error": "its keeper died"}')
     os.waitpid(child, 0)
     if "error" in said:
         raise OSError(said["error"])
-    return _record(place, nonce)
+    return said
 
 
-def status(folder: str, name: str, nonce: str) -> int | None:
+def status(folder: str, name: str, record: Mapping[str, Any]) -> int | None:
     """Return a program's exit status, or None while it runs; of one that left no word (a reboot), SIGKILL's."""
-    place = _place(folder, name)
-    record = _record(place, nonce)
     lives = token(record["keeper"]) == record["keeper_token"] or token(record["pid"]) == record["token"]
-    code = _exit_status(place, nonce)  # after the look at the keeper, which writes before it ends
+    code = _exit_status(_place(folder, name), record["nonce"])  # after the look at the keeper, which writes, then ends
     return code if code is not None or lives else -signal.SIGKILL
 
 
 def find(folder: str, name: str) -> dict[str, Any] | None:
     """Return the record of the newest program of a name that still runs."""
-    records = [_record(_place(folder, name), f.stem) for f in _place(folder, name).glob("*.json")]
-    for record in sorted(records, key=lambda r: -r["started"]):
-        if status(folder, name, record["nonce"]) is None:
+    place = _place(folder, name)
+    records = [r for r in (_record(place, f.stem) for f in place.glob("*.json")) if r]
+    for record in sorted(records, key=lambda r: -float(r["started"])):
+        if status(folder, name, record) is None:
             return record
     return None
 
 
-def terminate(folder: str, name: str, nonce: str) -> None:
+def terminate(folder: str, name: str, record: Mapping[str, Any]) -> None:
     """Send SIGTERM to a program, if it runs."""
-    record = _record(_place(folder, name), nonce)
     if token(record["pid"]) == record["token"]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(record["pid"], signal.SIGTERM)
 
 
-def kill(folder: str, name: str, nonce: str) -> int:
-    """Kill a program and all that came of it; returns its exit status."""
-    place = _place(folder, name)
-    record = _record(place, nonce)
-    if token(record["pid"]) == record["token"]:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(record["pid"], signal.SIGKILL)
-    while pids := list(_marked(record["mark"])):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _WRITTEN_S
-    while (code := status(folder, name, nonce)) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return -signal.SIGKILL if code is None else code
+def kill(folder: str, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Kill a program and all that came of it, for a moment: ask again until nobody is left, and the status is known.
+
+    Returns:
+        `left`: who is there still, `spelled` with their states; `code`: its exit status, None if it is not known yet.
+    """
+
+    def strike() -> Sequence[int]:
+        leader = record["pid"] if token(record["pid"]) == record["token"] else None
+        return _marks.strike(record["mark"], leader)
+
+    left = _marks.end(strike, _ROUND_S)
+    return {"left": left, "spelled": _marks.spell(left), "code": status(folder, name, record)}
 
 
 def _place(folder: str, name: str) -> Path:
     return Path(folder) / ".processes" / name
 
 
-def _record(place: Path, nonce: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((place / f"{nonce}.json").read_text())
+def _record(place: Path, nonce: str) -> dict[str, Any] | None:
+    """Return a program's record; None if it is gone, or cannot be read."""
+    try:
+        record: dict[str, Any] = json.loads((place / f"{nonce}.json").read_text())
+    except (OSError, ValueError):
+        return None
     return record
 
 
 def _exit_status(place: Path, nonce: str) -> int | None:
     try:
         return int((place / f"{nonce}.exit").read_text())
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return None
 
 
@@ -183,10 +185,11 @@ def _keep(
         "started": time.time(),
     }
     _write(_place(folder, name) / f"{nonce}.json", json.dumps(record))
-    os.write(answer, b"{}")
+    os.write(answer, json.dumps(record).encode())
     os.close(answer)
     code = program.wait()
-    _write(_place(folder, name) / f"{nonce}.exit", str(code))
+    with contextlib.suppress(OSError):  # the folder may be gone: then nobody can be told
+        _write(_place(folder, name) / f"{nonce}.exit", str(code))
     os._exit(0)
 
 
@@ -210,18 +213,6 @@ def _popen(
 
 def _mark(folder: str, name: str, nonce: str) -> str:
     return f"{folder}#{name}#{nonce}"
-
-
-def _marked(mark: str) -> Iterator[int]:
-    """Yield living processes (zombies aside) that carry a mark in their environment; none where there is no /proc."""
-    if not sys.platform.startswith("linux"):
-        return
-    needle = f"{MARK}={mark}".encode()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if needle in (folder / "environ").read_bytes().split(b"\0"):
-                    yield int(folder.name)
 
 
 def _exists(pid: int) -> bool:

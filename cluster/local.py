@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, Command, Hardware, Node, Report, _machine, equal_share
-
-STARTER = "FGLAUNCH_STARTER_PID"  # tells a program who started it, so that it can end with it
-_MARK = "FGLAUNCH_NODE_MARK"  # in the environment of everything started, so that nothing escapes a kill
+from cluster import ClusterError, Command, Hardware, Node, Report, _machine, _marks, equal_share
+from cluster._marks import MARK, STARTER
 
 
 class LocalProcess:
     """A program in a session of its own, and all that came of it."""
 
     def __init__(self, node: Node, command: Command) -> None:
+        self._where, self._name = node.name, command.name
         self._mark = f"{node.folder}#{command.name}#{os.urandom(4).hex()}"
-        env = os.environ | dict(command.env) | {_MARK: self._mark, STARTER: str(os.getpid())}
+        env = os.environ | dict(command.env) | {MARK: self._mark, STARTER: str(os.getpid())}
         log = Path(node.folder) / f"{command.name}.log"
         try:
             with log.open("ab") as out:
@@ -61,26 +59,11 @@ class LocalProcess:
 
     def kill(self) -> None:
         """See `Process`."""
-        if self._popen.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._popen.pid, signal.SIGKILL)
-        while pids := list(_marked(self._mark)):
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        self._popen.wait()
+        if left := _marks.end(self._strike):
+            raise ClusterError(f"{self._where}: {_marks.stays(self._name, _marks.spell(left))}")
 
-
-def _marked(mark: str) -> Iterator[int]:
-    """Yield living processes (zombies aside) that carry a mark in their environment; none where there is no /proc."""
-    if sys.platform != "linux":
-        return
-    needle = f"{_MARK}={mark}".encode()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if needle in (folder / "environ").read_bytes().split(b"\0"):
-                    yield int(folder.name)
+    def _strike(self) -> Sequence[int]:
+        return _marks.strike(self._mark, self._popen.pid if self._popen.poll() is None else None)
 
 
 class LocalCluster:

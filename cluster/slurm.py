@@ -24,6 +24,7 @@ from cluster import _slurm_words as words
 _CALL_S = 60.0
 _START_S = 60.0
 _KILL_S = 30.0
+_END_S = 5.0
 _LISTENS = (
     "import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
     "s.bind((sys.argv[1], int(sys.argv[2]))); print(s.getsockname()[1])"
@@ -221,7 +222,8 @@ class StepProcess:
             self._srun.wait(_KILL_S)
         except subprocess.TimeoutExpired:  # its node is gone, and Slurm will see to that
             os.killpg(self._srun.pid, signal.SIGKILL)
-            self._srun.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._srun.wait(_END_S)
 
     def _signal(self, name: str) -> None:
         if self._srun.poll() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 from cluster import ClusterError, Command, Hardware, Node, Report, Unreachable, _ssh_code, equal_share
 from cluster._host import READ_LIMIT
 from cluster._machine import interface_of
+from cluster._marks import end, stays
 from cluster._ssh_client import config_argv, parse_config
 from cluster._ssh_environment import wanted
 from cluster._ssh_link import Broken, Link, link_to
@@ -37,7 +39,7 @@ class SshProcess:
 
     def __init__(self, link: Link, folder: str, name: str, record: Mapping[str, Any]) -> None:
         self._link, self._pid = link, int(record["pid"])
-        self._which = {"folder": folder, "name": name, "nonce": record["nonce"]}
+        self._which: dict[str, Any] = {"folder": folder, "name": name, "record": dict(record)}
         self._code: int | None = None
 
     @property
@@ -66,8 +68,17 @@ class SshProcess:
 
     def kill(self) -> None:
         """See `Process`. What came of a program that has ended is killed too."""
+        said: dict[str, Any] = {"code": -signal.SIGKILL}
+
+        def strike() -> Sequence[int]:
+            said.update(self._link.ask("kill", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which).value)
+            return said["left"] or [self._pid] * (said["code"] is None)  # its keeper has not written yet
+
         with suppress(Unreachable):
-            self._code = int(self._link.ask("kill", timeout_s=_SIGNAL_S, patience_s=_SIGNAL_S, **self._which).value)
+            end(strike)
+            if said["left"]:
+                raise ClusterError(f"{self._link.target.host}: {stays(self._which['name'], said['spelled'])}")
+            self._code = -signal.SIGKILL if said["code"] is None else said["code"]
 
 
 class SshCluster:

@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fgtrain import lease, warm
+from fgtrain import endpoint, lease, warm
 from fgtrain.departure import Departure, attended, node_name
 from fgtrain.errors import UserError
 from fgtrain.lifeline import die_with_parent
@@ -31,6 +31,8 @@ def main() -> int:
     _reap()
     store, run, folder = sys.argv[-3:]
     try:
+        if not again:
+            endpoint.forget(Path(folder))
         departure = Departure(Path(folder), node_name(folder), again=again)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
@@ -39,7 +41,7 @@ def main() -> int:
     with attended(store, run, folder, node_name(folder)):
         from fgtrain.elastic import run as work
 
-        return work(sys.argv[1:], departure)
+        return work(sys.argv[1:], departure, again=again)
 
 
 def _reap() -> None:

@@ -20,13 +20,14 @@ from torch.distributed.elastic.metrics import initialize_metrics
 from torch.distributed.elastic.metrics.api import MetricsConfig
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousClosedError
-from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, parse_args
 
 from fgtrain import warm, warm_client
+from fgtrain.board import NoStore, Settings
 from fgtrain.departure import EXIT_LEFT, Departure, node_name
-from fgtrain.meeting import EXIT_NO_STORE, Alarm, Rendezvous, Settings, say
+from fgtrain.endpoint import Endpoint
+from fgtrain.meeting import CONNECT_S, EXIT_NO_STORE, JOIN_S, Alarm, Rendezvous, say
 from fgtrain.membership import Member, Seats
 from fgtrain.notice import LEAVES
 from fgtrain.plan import DETECT_S
@@ -99,8 +100,8 @@ class Agent(LocalElasticAgent):
         return [w.id for w in self.get_worker_group().workers if isinstance(w.id, int) and _is_child(w.id)]
 
 
-def run(argv: Sequence[str], departure: Departure) -> int:
-    """Run one node's agent on torchrun's arguments; returns its exit status."""
+def run(argv: Sequence[str], departure: Departure, *, again: bool = False) -> int:
+    """Run one node's agent on torchrun's arguments, for the first time or `again`; returns its exit status."""
     args = parse_args([*argv])  # type: ignore[no-untyped-call]
     launched = args.training_script == DEEPSPEED
     if not launched:
@@ -124,10 +125,11 @@ def run(argv: Sequence[str], departure: Departure) -> int:
     try:
         meeting = Rendezvous(
             _settings(config, args.training_script_args[-1]),
-            Alarm(end_workers, lambda: _again(kill_workers), _no_store),
+            Alarm(end_workers, lambda: _again(kill_workers)),
+            JOIN_S if again else CONNECT_S,
         )
-    except DistError as error:
-        say(f"no store to meet in at {config.rdzv_endpoint}: {error}".splitlines()[0])
+    except (DistError, NoStore) as error:
+        say(str(error).splitlines()[0])
         return EXIT_NO_STORE
     agent = _make(config, entrypoint, worker_args, meeting)
     agent.departure, agent.ended = departure, {}
@@ -147,10 +149,8 @@ def _start_by_client(args: argparse.Namespace) -> None:
 
 
 def _settings(config: LaunchConfig, folder: str) -> Settings:
-    host, port = parse_rendezvous_endpoint(config.rdzv_endpoint, default_port=-1)
     return Settings(
-        host=host,
-        port=port,
+        where=Endpoint(config.rdzv_endpoint, Path(folder)),
         run=config.run_id,
         me=Member(secrets.token_hex(8), node_name(folder)),
         seats=Seats(config.min_nodes, config.max_nodes),
@@ -192,7 +192,7 @@ def _work(agent: Agent, meeting: Rendezvous) -> int:
             say(LEAVES)
         meeting.shutdown()
         return EXIT_LEFT
-    except DistError as error:
+    except (DistError, NoStore) as error:
         say(f"the store that agents meet in is gone: {error}".splitlines()[0])
         return EXIT_NO_STORE
     except BaseException:
@@ -203,11 +203,6 @@ def _work(agent: Agent, meeting: Rendezvous) -> int:
         return 1
     meeting.set_closed()
     return 0
-
-
-def _no_store() -> None:
-    """Leave at once: a supervisor that sees the store gone starts all anew. Workers die with their agent."""
-    os._exit(EXIT_NO_STORE)
 
 
 def _again(kill_workers: Callable[[], None]) -> NoReturn:

@@ -7,17 +7,16 @@ workers of a round that is over are killed at once, as they may hang in a collec
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
 
-import msgspec
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousHandler,
@@ -27,91 +26,45 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from fgtrain import membership
+from fgtrain.board import Settings, find
 from fgtrain.membership import Meeting, Member, Seats, Silence
 from fgtrain.phases import tell_workers
 
 EXIT_NO_STORE = 76
 """An agent's exit status: the store that agents meet in is gone, or was never there."""
 
-_CONNECT_S = 60.0
-_JOIN_S = 600.0  # without enough nodes
+CONNECT_S = 60.0
+"""How long a store may take to start."""
+JOIN_S = 600.0
+"""How long an agent waits without enough nodes, or without a store: who could start one may be asleep."""
 _POLL_S = 0.05
 _LOOK_S = 0.1
 _BEATS = 6  # heartbeats within the time after which silence is a loss
 _GENTLE_S = 5.0
 _JOIN_THREAD_S = 2.0
-_KEY = "meeting"
-
-
-class Settings(NamedTuple):
-    """Where and how to meet. `last_call_s`: how long the first round waits for more than the fewest nodes."""
-
-    host: str
-    port: int
-    run: str
-    me: Member
-    seats: Seats
-    detect_s: float
-    last_call_s: float
 
 
 class Alarm(NamedTuple):
-    """What to do when: the round is over; this agent cannot reach the store (silence); there is no store any more."""
+    """What to do when the local workers' round is over (called until they are gone); when nothing but a new life helps.
+
+    That is when the store does not answer while the agent itself waits for an answer.
+    """
 
     round_over: Callable[[], None]
     cut_off: Callable[[], None]
-    no_store: Callable[[], None]
-
-
-class Board:
-    """The state in the store, over a connection of its own: an operation that waits holds up no other's."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Connect.
-
-        Raises:
-            RuntimeError: there is no store.
-        """
-        self.store = TCPStore(
-            settings.host, settings.port, is_master=False, timeout=timedelta(seconds=_CONNECT_S), wait_for_workers=False
-        )
-        self._seats = settings.seats
-        self._blank = msgspec.json.encode(Meeting()).decode()
-        self.store.compare_set(_KEY, "", self._blank)
-
-    def read(self) -> Meeting:
-        """Return the meeting as it is."""
-        return msgspec.json.decode(self.store.get(_KEY), type=Meeting)
-
-    def change(self, step: Callable[[Meeting], Meeting]) -> Meeting:
-        """Take a step, again if somebody else was quicker; returns the meeting after it."""
-        old: bytes = self.store.get(_KEY)
-        while True:
-            new = msgspec.json.encode(step(msgspec.json.decode(old, type=Meeting)))
-            if new == old:
-                return msgspec.json.decode(new, type=Meeting)
-            there: bytes = self.store.compare_set(_KEY, old.decode(), new.decode())
-            if there == new:
-                return msgspec.json.decode(new, type=Meeting)
-            old = there
-
-    def beat(self, id_: str) -> None:
-        """Count up an agent's heartbeat."""
-        self.store.add(f"beat/{id_}", 1)
-
-    def beats(self, ids: list[str]) -> dict[str, int]:
-        """Return heartbeats so far; who is in the meeting has beaten at least once."""
-        found = self.store.multi_get([f"beat/{id_}" for id_ in ids]) if ids else []
-        return dict(zip(ids, map(int, found), strict=True))
 
 
 class Watch:
     """The thread that beats, looks for who fell silent, and ends the workers of a round that is over."""
 
     def __init__(self, settings: Settings, alarm: Alarm) -> None:
-        """Connect and beat for the first time."""
+        """Connect and beat for the first time.
+
+        Raises:
+            NoStore, DistError: there is no store.
+        """
         self._settings, self._alarm = settings, alarm
-        self._board = Board(settings)
+        self._board = find(settings.where, CONNECT_S)
         self._board.beat(settings.me.id)
         every = settings.detect_s / _BEATS
         self._silence = Silence(settings.detect_s, cap_s=2 * every)
@@ -119,7 +72,9 @@ class Watch:
         self._lock = threading.Lock()
         self._round: int | None = None  # that local workers belong to
         self._over_since: float | None = None
-        self.meeting = Meeting()
+        self.meeting = self._board.read()
+        self.lost = False
+        """Whether the store is gone."""
         self._answers = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="meeting", daemon=True)
@@ -135,7 +90,9 @@ class Watch:
     def finished(self) -> None:
         """Stop: nothing that happens to the store or the others matters any more."""
         self._done.set()
-        self._thread.join(_JOIN_THREAD_S)  # not to be caught by this process's end within an operation
+        self.work_in(None)
+        if not self.lost:  # else it may wait for an answer for long
+            self._thread.join(_JOIN_THREAD_S)  # not to be caught by this process's end within an operation
 
     def _serve(self) -> None:
         try:
@@ -144,8 +101,18 @@ class Watch:
         except Exception as error:
             if not self._done.is_set():
                 self._done.set()
+                self.lost = True
                 say(f"the store that agents meet in is gone: {error}".splitlines()[0])
-                self._alarm.no_store()
+                self._end_workers()
+
+    def _end_workers(self) -> None:
+        """See local workers off, whose round went with its store."""
+        while True:
+            with self._lock:
+                if self._round is None:
+                    return
+                self._alarm.round_over()
+            time.sleep(_LOOK_S)
 
     def _look(self) -> None:
         if time.monotonic() >= self._next_beat:
@@ -194,20 +161,23 @@ class Watch:
             if unanswered >= self._settings.detect_s:
                 self._done.set()
                 say(f"cut off: no answer from the store that agents meet in for {unanswered:.1f} s")
-                self._alarm.cut_off()
+                if self._round is None:  # the agent itself may wait for an answer
+                    self._alarm.cut_off()
+                self.lost = True
+                self._end_workers()
 
 
 class Rendezvous(RendezvousHandler):
     """One agent's part in the meeting."""
 
-    def __init__(self, settings: Settings, alarm: Alarm) -> None:
-        """Connect.
+    def __init__(self, settings: Settings, alarm: Alarm, patience_s: float = CONNECT_S) -> None:
+        """Connect; with `patience_s`, to a store that may have to be started first.
 
         Raises:
-            RuntimeError: there is no store.
+            NoStore, DistError: there is no store.
         """
-        self._settings = settings
-        self._board = Board(settings)
+        self._settings, self._alarm = settings, alarm
+        self._board = find(settings.where, patience_s)
         self._watch = Watch(settings, alarm)
         self.noticed = time.time()
         """When the agent noticed that the last round is over (Unix seconds); at first, when it started."""
@@ -242,7 +212,7 @@ class Rendezvous(RendezvousHandler):
         """See base class; workers are told their round, and when what happened, by the environment."""
         self._stopped = time.time()
         self._watch.work_in(None)
-        meeting = self._take_part()
+        meeting = self._meet()
         self._watch.work_in(meeting)
         tell_workers(meeting, noticed=self.noticed, stopped=self._stopped, met=time.time())
         rank = next(m.rank for m in meeting.members if m.id == self._settings.me.id)
@@ -252,8 +222,32 @@ class Rendezvous(RendezvousHandler):
             PrefixStore(f"agents/{meeting.round}", self._board.store),
             rank,
             len(meeting.members),
-            RendezvousStoreInfo(self._settings.host, self._settings.port),
+            RendezvousStoreInfo(self._board.place.host, self._board.place.port),
         )
+
+    def _meet(self) -> Meeting:
+        """Wait for a complete round with this agent in it, in another store if the one that it knows is gone.
+
+        Raises:
+            NoStore: there was none for long.
+            RendezvousTimeoutError, RendezvousClosedError: see `_take_part`.
+        """
+        while True:
+            try:
+                if self._watch.lost:
+                    self._move()
+                return self._take_part()
+            except DistError as error:
+                if not self._watch.lost:
+                    say(f"the store that agents meet in is gone: {error}".splitlines()[0])
+                    self._watch.lost = True
+
+    def _move(self) -> None:
+        """Go to the next store, and take along what was agreed on."""
+        self._watch.finished()
+        self._board = find(self._settings.where, JOIN_S, self._watch.meeting)
+        self._watch = Watch(self._settings, self._alarm)
+        say(f"agents meet at {self._board.place.host}:{self._board.place.port} now")
 
     def _take_part(self) -> Meeting:
         """Wait for a complete round with this agent in it.
@@ -264,7 +258,7 @@ class Rendezvous(RendezvousHandler):
         """
         me, seats = self._settings.me, self._settings.seats
         meeting = self._board.change(lambda m: membership.come(m, me, seats, left=self.left))
-        deadline, seen, since = time.monotonic() + _JOIN_S, meeting.members, time.monotonic()
+        deadline, seen, since = time.monotonic() + JOIN_S, meeting.members, time.monotonic()
         while True:
             if meeting.closed:
                 raise RendezvousClosedError
@@ -274,10 +268,10 @@ class Rendezvous(RendezvousHandler):
             if meeting.members != seen:
                 seen, since = meeting.members, now
             if any(m.id == me.id for m in meeting.waiting):  # a spare waits as long as it takes: that is no loss
-                deadline = now + _JOIN_S
+                deadline = now + JOIN_S
                 self.noticed = self._stopped = time.time()
             if now > deadline:
-                raise RendezvousTimeoutError(f"fewer than {seats.least} nodes within {_JOIN_S:g} s")
+                raise RendezvousTimeoutError(f"fewer than {seats.least} nodes within {JOIN_S:g} s")
             quiet = now - since >= self._settings.last_call_s
             meeting = self._board.change(partial(_go_on, me=me, seats=seats, quiet=quiet))
             if not (meeting.complete and meeting.has(me.id)):
@@ -294,7 +288,8 @@ class Rendezvous(RendezvousHandler):
     def set_closed(self) -> None:
         """See base class: the work is done."""
         self._watch.finished()
-        self._board.change(membership.close)
+        with contextlib.suppress(DistError):  # then whoever still meets is told by the supervisor's end
+            self._board.change(membership.close)
 
     def shutdown(self) -> bool:
         """See base class: take no further part; the others go on."""

@@ -7,7 +7,7 @@ whoever waits, in order of arrival. What is left waiting are hot spares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -112,6 +112,18 @@ def complete(meeting: Meeting, seats: Seats, *, quiet: bool) -> Meeting:
     order = sorted(meeting.members, key=lambda m: (m.rank if m.rank >= 0 else _NEW, _natural(m.node), m.id))
     ranked = tuple(msgspec.structs.replace(m, rank=rank) for rank, m in enumerate(order))
     return msgspec.structs.replace(meeting, members=ranked, complete=True)
+
+
+def moved(meeting: Meeting, why: str, lost: Collection[str] = ()) -> Meeting:
+    """Return the meeting as it begins in another store: but for lost nodes, whoever had a rank is expected.
+
+    Who waits comes by itself, and so do the lost.
+    """
+    if meeting.closed:
+        return meeting
+    known = {m.node: m for m in (*meeting.expected, *meeting.members) if m.rank >= 0 and m.node not in lost}
+    broken = _broken(meeting, why) if meeting.complete else msgspec.structs.replace(meeting, members=())
+    return msgspec.structs.replace(broken, expected=tuple(known.values()), waiting=())
 
 
 def close(meeting: Meeting) -> Meeting:

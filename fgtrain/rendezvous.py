@@ -1,4 +1,6 @@
-"""The store that agents meet in, in a process of its own: no worker node's death takes it along.
+"""The store that agents meet in, in a process of its own: it outlives agents and workers, but not its machine.
+
+When it is gone, the supervisor starts another elsewhere, and agents go on there (see `fgtrain.endpoint`).
 
 python -m fgtrain.rendezvous --port PORT
 """

@@ -66,6 +66,11 @@ def deepspeed_argv(
     )
 
 
+def endpoint_argv(python: str, *, folder: str, endpoint: str, lost: Sequence[str]) -> tuple[str, ...]:
+    """Return the command line that tells a node's agent where agents meet now, and on which nodes there is none."""
+    return (python, "-m", "fgtrain.endpoint", folder, endpoint, *lost)
+
+
 def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
     """Return the command line that frees the host memory that a run's snapshots hold on a node."""
     return (python, "-m", "fgtrain.snapshot.memory", run, folder)

@@ -146,6 +146,17 @@ def tells_of_a_join(line: str) -> bool:
     return re.search(r" agent \d+: round \d+: .* after nodes join$", line) is not None
 
 
+def tells_of_a_round(line: str) -> bool:
+    """Tell whether a line of an agent's log says that it has met the others."""
+    return re.search(r" agent \d+: round \d+: node rank ", line) is not None
+
+
+def tells_of_no_store(line: str) -> bool:
+    """Tell whether a line of an agent's log says that it does not reach the store that agents meet in."""
+    words = r"cut off: no answer from the store|the store that agents meet in is gone|no store to meet in"
+    return re.search(rf" agent \d+: ({words})", line) is not None
+
+
 def spell_departure(node: str) -> str:
     """Say that a node was told to leave, and does."""
     return f"{node} left after a notice"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented
@@ -11,6 +13,7 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunFile
 from launcher import engine
 from launcher.clock import Clock
+from launcher.stores import Stores, find, kill_all, meeting_places
 from launcher.takeover import Term
 
 _FORGET_TIMEOUT_S = 10.0
@@ -23,13 +26,14 @@ class Seat:
     """A node's place in the run.
 
     `due` says when to start its agent, in the clock's seconds; None: not before somebody says so. `failures` counts the
-    starts that came to nothing in a row.
+    starts that came to nothing in a row; `endpoint` is where its agent was last told to meet the others.
     """
 
     node: Node
     agent: Process | None = None
     due: float | None = None
     failures: int = 0
+    endpoint: str = ""
 
 
 class Fleet:
@@ -43,14 +47,16 @@ class Fleet:
         world: World,
         clock: Clock,
         lease: Mapping[str, str] | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Start nothing yet; `lease` is the environment of what must not outlive its supervisor for long."""
-        self._lease = lease or {}
+        """Start nothing yet; `lease` is the environment of what must not outlive its supervisor for long.
+
+        `note` is told what a node refuses: the others are gone on with.
+        """
+        self._lease, self._note = lease or {}, note
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
         self.seats: list[Seat] = []
-        self.endpoint = ""
-        self.meets_on: Node | None = None
-        self._rendezvous: Process | None = None
+        self.stores = Stores(cluster, run.name, self._start, self._code, self._abandon)
         self._abandoned: list[tuple[Node, Process]] = []
         self._helpers: list[Process] = []
 
@@ -82,38 +88,70 @@ class Fleet:
         return self.nodes
 
     def meet(self, port: int | None) -> None:
-        """Start the rendezvous store where agents meet: on the first node that can have it, or one for it alone.
+        """Have a store for the agents to meet in: see `Stores.start`.
 
         Raises:
-            ClusterError: none can.
+            ClusterError: no node can have it.
         """
-        refused: ClusterError | None = None
-        for node in meeting_places(self._cluster, self._run.name, self.nodes):
-            try:
-                taken = port or self._cluster.free_port(node)
-                self._rendezvous = self._start(node, rendezvous_command(node, taken))
-            except ClusterError as error:
-                refused = error
+        self.stores.start(self.nodes, self._living(), port)
+
+    def move(self, port: int | None) -> bool:
+        """Have the agents that live meet elsewhere: their store is gone. False: there are none, or no place for it."""
+        if not self._living():
+            return False
+        self.leave_store()
+        try:
+            self.meet(port)
+        except ClusterError as error:
+            self._note(str(error))
+            return False
+        self.tell()
+        return True
+
+    def _living(self) -> set[str]:
+        return {name for name, code in self.codes().items() if code is None}
+
+    def leave_store(self) -> None:
+        """Do without the store: it is killed, if need be when its node answers again."""
+        self.stores.leave()
+
+    def _abandon(self, node: Node, process: Process) -> None:
+        self._abandoned.append((node, process))
+
+    def keep_spare_store(self, port: int | None) -> None:
+        """Have another store ready: see `Stores.keep_spare`."""
+        self.stores.keep_spare(self.nodes, self._living(), port)
+
+    def tell(self) -> None:
+        """Tell agents where they meet now, if they do not know: those that live, on nodes that answer."""
+        ignorant = [s for s in self.seats if s.agent and s.endpoint != self.stores.endpoint]
+        codes = self.codes() if ignorant else {}
+        lost = [s.node.name for s in self.seats if codes.get(s.node.name, 0) is not None]
+        for seat in ignorant:
+            if seat.node.name in lost or self._cluster.silence_s(seat.node):
                 continue
-            self.meets_on, self.endpoint = node, f"{node.address}:{taken}"
-            return
-        assert refused is not None
-        raise refused
+            node = seat.node
+            argv = engine.endpoint_argv(node.python, folder=node.folder, endpoint=self.stores.endpoint, lost=lost)
+            try:
+                self._helpers.append(self._cluster.start(seat.node, Command("endpoint", argv, {})))
+            except ClusterError as error:
+                self._note(str(error))
+            else:
+                seat.endpoint = self.stores.endpoint
 
     def adopt(self, term: Term) -> bool:
         """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
         if not self._cluster.lasting or not term.endpoint or term.world != self._world:
             return False
-        seats = [Seat(node, self._find(node, "agent"), due=self._clock.now()) for node in term.nodes]
-        places = meeting_places(self._cluster, self._run.name, term.nodes)
-        meeting = next(((n, p) for n in places if (p := self._find(n, "rendezvous"))), None)
-        if meeting is None or not any(seat.agent for seat in seats):
+        now = self._clock.now()
+        seats = [Seat(n, self._find(n, "agent"), due=now, endpoint=term.endpoint) for n in term.nodes]
+        if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, term.nodes):
             return False
-        (self.meets_on, self._rendezvous), self.seats, self.endpoint = meeting, seats, term.endpoint
+        self.seats = seats
         return True
 
     def _find(self, node: Node, name: str) -> Process | None:
-        return _find(self._cluster, node, name)
+        return find(self._cluster, node, name)
 
     # -- agents ---------------------------------------------------------------------------------------------------
 
@@ -124,17 +162,25 @@ class Fleet:
             ClusterError: it cannot be started.
         """
         if self._cluster.lasting:
-            _kill_all(self._cluster, seat.node, "agent")
+            kill_all(self._cluster, seat.node, "agent")
         share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
-        command = agent_command(self._run, self._url, self._world, seat.node, share, self.endpoint)
-        seat.due, seat.agent = None, self._start(seat.node, command)
+        command = agent_command(self._run, self._url, self._world, seat.node, share, self.stores.endpoint)
+        seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.stores.endpoint
 
     def _start(self, node: Node, command: Command) -> Process:
         return self._cluster.start(node, command._replace(env={**command.env, **self._lease}))
 
     def codes(self) -> dict[str, int | None]:
         """Return the exit status of each agent that was started, None while it runs, by node."""
-        return {s.node.name: s.agent.poll() for s in self.seats if s.agent}
+        return {s.node.name: self._code(s.node, s.agent) for s in self.seats if s.agent}
+
+    def _code(self, node: Node, process: Process) -> int | None:
+        """Return an exit status; what its node cannot tell of counts as killed, and is started again."""
+        try:
+            return process.poll()
+        except ClusterError as error:
+            self._note(f"{node.name} is taken for lost: {error}")
+            return -signal.SIGKILL
 
     def agent_pids(self) -> dict[str, int]:
         """Return the process IDs of the agents, by node."""
@@ -142,23 +188,39 @@ class Fleet:
 
     def meeting(self) -> bool:
         """Tell whether the rendezvous store lives."""
-        return self._rendezvous is not None and self._rendezvous.poll() is None
+        return self.stores.live()
+
+    def end_agent(self, seat: Seat) -> None:
+        """Kill a node's agent, and what is left of one that has ended."""
+        if seat.agent:
+            self._end(seat.agent)
+            seat.agent = None
+
+    def _end(self, process: Process) -> None:
+        """Kill a program; if its node refuses, that is told, and no reason to leave the others running."""
+        try:
+            process.kill()
+        except ClusterError as error:
+            self._note(str(error))
 
     def abandon(self, seat: Seat) -> None:
         """Do without what runs on a node: it is killed, if need be when the node answers again."""
         if seat.agent:
             self._abandoned.append((seat.node, seat.agent))
             seat.agent = None
-        if self.meets_on == seat.node and self._rendezvous and self._cluster.silence_s(seat.node):
-            self._abandoned.append((seat.node, self._rendezvous))
-            self._rendezvous = None
-        self.end_abandoned()
+        if self.stores.place == seat.node and self._cluster.silence_s(seat.node):
+            self.leave_store()
+        self.tend()
 
-    def end_abandoned(self) -> None:
-        """Kill what was abandoned on nodes that answer."""
+    def tend(self) -> None:
+        """Do what could not be done while nodes were silent: tell agents where they meet, kill what was abandoned."""
+        self.tell()
+        self._end_abandoned()
+
+    def _end_abandoned(self) -> None:
         for node, process in list(self._abandoned):
             if not self._cluster.silence_s(node):
-                process.kill()
+                self._end(process)
                 self._abandoned.remove((node, process))
 
     # -- ending ---------------------------------------------------------------------------------------------------
@@ -167,28 +229,29 @@ class Fleet:
         """Ask every agent to stop and wait a little, for those that answer; what is left is killed later."""
         agents = [(s.node, s.agent) for s in self.seats if s.agent]
         for _, agent in agents:
-            agent.terminate()
+            try:
+                agent.terminate()
+            except ClusterError as error:
+                self._note(str(error))
         deadline = self._clock.now() + grace_s
         while self._clock.now() < deadline and any(self._runs_still(*a) for a in agents):
             self._clock.sleep(_POLL_S)
 
     def _runs_still(self, node: Node, agent: Process) -> bool:
         """Tell whether it may be waited for: what a silent node's comes to, nobody will know in time."""
-        return agent.poll() is None and not self._cluster.silence_s(node)
+        return self._code(node, agent) is None and not self._cluster.silence_s(node)
 
     def kill(self, keep: Mapping[str, int] | None = None) -> None:
         """Kill what is left, but for agents of these process IDs: somebody else has adopted them."""
         for seat in self.seats:
             if seat.agent and (keep or {}).get(seat.node.name) != seat.agent.pid:
-                seat.agent.kill()
-                seat.agent = None
+                self.end_agent(seat)
         for helper in self._helpers:
-            helper.kill()
+            self._end(helper)
         self._helpers.clear()
-        self.end_abandoned()
-        if self._rendezvous and not keep:
-            self._rendezvous.kill()
-            self._rendezvous = None
+        self._end_abandoned()
+        for store in [] if keep else self.stores.drop():
+            self._end(store)
 
     def free_memory(self) -> None:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
@@ -200,7 +263,8 @@ class Fleet:
             except ClusterError:  # a node that is gone has nothing to free
                 continue
         for process in freeing:  # all at once: Ctrl-C waits for this
-            process.wait(_FORGET_TIMEOUT_S)
+            with suppress(ClusterError):
+                process.wait(_FORGET_TIMEOUT_S)
 
     def unhang(self, slots: Mapping[str, Sequence[int]]) -> Iterator[ClusterError]:
         """Have all ranks write their stacks, and kill those of some local ranks; yields what could not be done."""
@@ -214,13 +278,7 @@ class Fleet:
 
 def still_runs(cluster: Cluster, term: Term) -> bool:
     """Tell whether agents that a supervisor has started go on without it."""
-    return cluster.lasting and any(_find(cluster, node, "agent") for node in term.nodes)
-
-
-def meeting_places(cluster: Cluster, run: str, nodes: Sequence[Node]) -> list[Node]:
-    """Return where a run's agents may meet: on any of its nodes, or on one that is there for nothing else."""
-    apart = cluster.rendezvous_node(run)
-    return [apart] if apart else list(nodes)
+    return cluster.lasting and any(find(cluster, node, "agent") for node in term.nodes)
 
 
 def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
@@ -237,26 +295,7 @@ def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
     """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
     for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
         for node in places:
-            _kill_all(cluster, node, name)
-
-
-def _kill_all(cluster: Cluster, node: Node, name: str) -> None:
-    while process := _find(cluster, node, name):
-        process.kill()
-        if process.wait(_FORGET_TIMEOUT_S) is None:
-            break
-
-
-def _find(cluster: Cluster, node: Node, name: str) -> Process | None:
-    try:
-        return cluster.find(node, name)
-    except ClusterError:
-        return None
-
-
-def rendezvous_command(node: Node, port: int | str) -> Command:
-    """Return what to start on the first node, for the agents to meet in."""
-    return Command("rendezvous", engine.rendezvous_argv(node.python, port), {})
+            kill_all(cluster, node, name)
 
 
 def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:

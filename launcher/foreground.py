@@ -18,10 +18,11 @@ from fgtrain.stores import Store
 from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
-from launcher.fleet import all_ready, meeting_places, seat_count
+from launcher.fleet import all_ready, seat_count
 from launcher.outcome import Outcome
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
+from launcher.stores import meeting_places
 from launcher.supervisor import Supervisor
 
 _START_TIMEOUT_S = 30.0

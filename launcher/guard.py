@@ -65,6 +65,11 @@ class Guard:
         """Take in a line of an agent's log."""
         self._silence.hear(self._clock.now(), node.name, line)
 
+    def stranded(self, place: Node) -> bool:
+        """Tell whether agents lack the store on a node that nobody reaches any more."""
+        others = [s.node for s in self._fleet.seats if s.agent and s.node != place]
+        return self._silence.stranded(place, others, self._world.detect_s)
+
     def lost(self) -> list[tuple[Node, float]]:
         """Return the nodes that are to be given up, with for how many seconds they were silent."""
         now = self._clock.now()

@@ -92,7 +92,7 @@ class Post:
         Raises:
             StoreError: the store does not answer.
         """
-        self._office.record(endpoint=fleet.endpoint, nodes=tuple(fleet.nodes), agents=fleet.agent_pids())
+        self._office.record(endpoint=fleet.stores.endpoint, nodes=tuple(fleet.nodes), agents=fleet.agent_pids())
 
     def successor(self) -> Term | None:
         """Return the record of whoever holds the office now; None if this supervisor does, or that cannot be told."""

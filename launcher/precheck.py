@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -67,13 +68,20 @@ def examine(
     deadline = clock.now() + check.timeout_s
     while running and clock.now() < deadline and not interrupted():
         for name, (node, process) in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                seen[name] = _read(cluster, node, key, begun, clock.time(), process.poll())
+            try:
+                code = process.poll()
+            except ClusterError as error:
+                seen[name] = Seen(None, begun, clock.time(), str(error))
+            else:
+                if code is None:
+                    continue
+                seen[name] = _read(cluster, node, key, begun, clock.time(), code)
+            del running[name]
         if running:
             clock.sleep(_POLL_S)
     for name, (_, process) in running.items():
-        process.kill()
+        with suppress(ClusterError):
+            process.kill()
         seen[name] = Seen(None, begun, clock.time(), f"its check gave no answer within {check.timeout_s:g} s")
     return seen
 

@@ -12,7 +12,8 @@ from launcher import exclusions, precheck
 from launcher.clock import Clock
 from launcher.failures import Sign
 from launcher.feed import Feed
-from launcher.fleet import Fleet, Seat, all_ready, devices_of, meeting_places, seat_count
+from launcher.fleet import Fleet, Seat, all_ready, devices_of, seat_count
+from launcher.stores import meeting_places
 from launcher.supervision import Check
 
 
@@ -111,9 +112,7 @@ class Places:
             return
         exclude(self._site, seat.node, cause.message)
         if other:
-            if seat.agent:
-                seat.agent.kill()
-                seat.agent = None
+            self._fleet.end_agent(seat)
             self._move(seat, other)
 
     def replace_failing(self, seat: Seat) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from cluster import Cluster, Node
-from launcher.failures import agents_word
+from launcher.failures import agents_word, tells_of_a_round, tells_of_no_store
 
 _SILENT_S = 5.0  # before the user is told
 _START_S = 600.0  # an agent that has not said anything for so long after its start never will
@@ -28,6 +28,7 @@ class Silence:
         self._struck: dict[str, float] = {}  # by the agents of other nodes, with when that was heard
         self._begun: dict[str, float] = {}  # agents that have not said anything yet
         self._next: dict[str, float] = {}
+        self._cut: set[str] = set()  # whose agents have said that they do not reach the store they meet in
 
     def tell(self, nodes: Sequence[Node]) -> None:
         """Say what has changed."""
@@ -41,10 +42,20 @@ class Silence:
         if not re.search(r" agent \d+: ", line):
             return
         self.forget(node)
+        if tells_of_no_store(line):
+            self._cut.add(node)
+        elif tells_of_a_round(line):
+            self._cut.discard(node)
         if (sign := agents_word(node, 0.0, line)) and sign.kind == "lost" and sign.node != node:
             if now - self._begun.get(sign.node, -_START_S) < _START_S:
                 return  # it may be the one before that fell silent
             self._struck.setdefault(sign.node, now)
+
+    def stranded(self, place: Node, others: Sequence[Node], detect_s: float) -> bool:
+        """Tell whether a node, with the store that agents meet in, is away for all: us, and all other agents."""
+        answering = [n for n in others if n.name not in self._begun and not self._cluster.silence_s(n)]
+        away = self._cluster.silence_s(place) >= detect_s
+        return away and bool(answering) and all(n.name in self._cut for n in answering)
 
     def keep_waiting(self, nodes: Sequence[Node], least: int) -> bool:
         """Tell whether fewer than `least` of the nodes are not silent: those only wait for others."""
@@ -71,6 +82,7 @@ class Silence:
     def begins(self, now: float, node: str) -> None:
         """A node has a new agent, which may be silent until it has imported what it needs."""
         self._struck.pop(node, None)
+        self._cut.discard(node)
         self._begun[node] = now
 
     def forget(self, node: str) -> None:

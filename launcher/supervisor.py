@@ -64,7 +64,7 @@ class Supervisor:
             note=self._note,
         )
         lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
-        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease)
+        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease, self._note)
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
         self._news = News(runs)
@@ -153,7 +153,7 @@ class Supervisor:
             clear(self._cluster, self._run.name, fleet.nodes)
         self._beat()  # with the nodes' folders, for those who watch
         fleet.meet(self._port)
-        replacing.settle(self._site, fleet.seats, fleet.endpoint)
+        replacing.settle(self._site, fleet.seats, fleet.stores.endpoint)
         for seat in fleet.seats:
             self._feed.skip(seat.node)
             seat.due = self._clock.now()
@@ -238,11 +238,17 @@ class Supervisor:
         dead = {name: code for name, code in codes.items() if code not in (None, 0)}
         if (dead or any(code == 0 for code in codes.values())) and is_done(self._runs):
             return self._verdict()  # what died did so after the work was done
-        if codes and not self._fleet.meeting():
+        lost_store = bool(codes) and not self._fleet.meeting()
+        if lost_store and not self._fleet.move(self._port):
             self._restart_all("the rendezvous store died: all agents start again")
-        else:
-            for name, code in dead.items():
-                self._lose(name, code)
+            return None
+        for name, code in dead.items():
+            self._lose(name, code)
+        if lost_store:
+            assert self._fleet.stores.place is not None
+            why = f"the rendezvous store is lost: agents meet again on {self._fleet.stores.place.name}"
+            self._incidents.add(self._clock.now(), Sign("lost", why, self._clock.time()))
+            self._record()
         return None
 
     def _restart_all(self, why: str) -> None:
@@ -258,8 +264,8 @@ class Supervisor:
         seat = self._fleet.seat(name)
         assert seat is not None
         assert seat.agent is not None
-        seat.agent.kill()
-        seat.agent, seat.failures = None, seat.failures + 1
+        self._fleet.end_agent(seat)
+        seat.failures += 1
         seat.due = None if name in self._incidents.open_nodes else self._clock.now()
         left = code == EXIT_NOTICED
         if left:  # the machine goes: better another one, if there is one
@@ -272,16 +278,17 @@ class Supervisor:
 
     def _give_up_silent(self, now: float) -> None:
         """What is silent for good is started anew, on another node unless its own answers; the others go on."""
-        self._fleet.end_abandoned()
+        self._fleet.tend()
+        if self._fleet.stores.place and self._guard.stranded(self._fleet.stores.place):
+            self._fleet.leave_store()
+        if self._incidents.newest:  # before that, all are busy importing
+            self._fleet.keep_spare_store(self._port)
         for node, silent_s in self._guard.lost():
-            seat, met_here = self._fleet.seat(node.name), self._fleet.meets_on == node
+            seat = self._fleet.seat(node.name)
             if seat is None or not self._places.give_up(seat):
                 continue
             self._guard.forget(node)
             why = f"{node.name} was silent for {silent_s:.0f} s, and is given up"
-            if met_here and not self._fleet.meeting():
-                self._restart_all(why)
-                continue
             seat.due = now
             self._incidents.gone(now, Sign("lost", why, self._clock.time(), node=node.name), again=True)
 

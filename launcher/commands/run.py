@@ -21,9 +21,10 @@ from fgtrain.stores import Store, open_store
 from fgtrain.strategies import Strategy
 from launcher import foreground, limits, prepare, queued, supervision
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
-from launcher.fleet import agent_command, deepspeed_commands, rendezvous_command
+from launcher.fleet import agent_command, deepspeed_commands
 from launcher.foreground import say
 from launcher.sizing import memory_line
+from launcher.stores import rendezvous_command
 
 _SHOWN = 6  # evaluations named by --dry-run
 

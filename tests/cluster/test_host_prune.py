@@ -76,14 +76,14 @@ def test_what_a_run_used_within_a_day_is_kept(tmp_path: Path, cache: Path) -> No
 def test_what_a_running_program_was_started_with_is_kept(tmp_path: Path, cache: Path) -> None:
     folder = run_folder(tmp_path, "long", 9, project=cache / "code" / "c4", env=cache / "envs" / "e4")
     script = "import time; time.sleep(600)"
-    _host_processes.start(folder, "agent", "1", [sys.executable, "-c", script], {}, f"{folder}/project")
+    record = _host_processes.start(folder, "agent", "1", [sys.executable, "-c", script], {}, f"{folder}/project")
     try:
         for file in Path(folder).iterdir():
             age(file, 9 * DAY)
         prune(str(cache), folder, 1, NOW)
         assert there(cache) == {"c0", "c4", "e0", "e4"}
     finally:
-        _host_processes.kill(folder, "agent", "1")
+        _host_processes.kill(folder, "agent", record)
     for file in Path(folder).iterdir():
         age(file, 9 * DAY)
     prune(str(cache), folder, 1, NOW)

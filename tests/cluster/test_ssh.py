@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -130,6 +131,22 @@ def test_program_whose_keeper_was_killed_too_counts_as_killed(server: Sshd, proj
     assert process.poll() is None
     os.kill(process.pid, 9)
     assert process.wait(240) == -9
+
+
+def test_program_whose_folder_vanishes_is_still_known_and_killed(server: Sshd, project: Path) -> None:
+    cluster = connect(server, project)
+    node = cluster.nodes("vanish", 1)[0]
+    cluster.make_ready(node)
+    ended = cluster.start(node, Command("helper", (sys.executable, "-c", PAUSE), {}))
+    process = cluster.start(node, Command("agent", (sys.executable, "-c", PAUSE), {}))
+    shutil.rmtree(node.folder)  # as a scratch disk is cleaned; a reboot takes the programs, too
+    os.kill(ended.pid, 9)
+    assert ended.wait(240) == -9
+    ended.kill()
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(240) == -9, "there is nowhere to write down how it ended"
+    assert cluster.silence_s(node) == 0
 
 
 def test_code_is_sent_once_and_a_change_alone_after_that(

@@ -47,7 +47,7 @@ def test_nodes_own_side_is_python_that_older_hosts_have() -> None:
     """By the grammar; that it runs there is seen where such an interpreter is at hand."""
     import ast
 
-    for module in ("_machine", "_host", "_host_files", "_host_processes", "_host_prune"):
+    for module in ("_machine", "_marks", "_host", "_host_files", "_host_processes", "_host_prune"):
         source = (Path(_host.__file__).parent / f"{module}.py").read_text()
         ast.parse(source, feature_version=(3, 8))
         assert "from __future__ import annotations" in source

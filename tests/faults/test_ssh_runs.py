@@ -68,6 +68,40 @@ def test_run_over_ssh_survives_network_node_and_launcher(runs: Runs, lab: Hosts)
     assert not list(Path("/dev/shm").glob("fglaunch-*/hurt-*"))
 
 
+@pytest.mark.timeout(600)
+def test_loss_of_the_first_node_takes_no_other_agent_along(runs: Runs, lab: Hosts) -> None:
+    """The store that agents meet in goes with it: it is started on the other node, and the agent there goes on."""
+    with runs.start("first", *RECIPE, "--nodes", "1:2", "--name", "first") as run:
+        run.wait_snapshot(4)
+        assert lab.running("node1", "fgtrain.rendezvous")
+        [agent] = lab.running("node2", "fgtrain.agent")
+        kill_node(run, lab, "node1")
+        assert lab.running("node2", "fgtrain.rendezvous")
+        assert lab.running("node2", "fgtrain.agent") == [agent]
+        assert run.wait() == 0, run.output()
+        why = {e["attempt"]: e["why"] for e in run.events() if e["event"] == "phases"}
+    assert why[2] == "the store that agents met in is gone"
+    assert_each_sample_once(runs.samples("first"))
+    wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 240)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_first_node_that_nobody_reaches_is_done_without_and_let_in_again(runs: Runs, lab: Hosts) -> None:
+    with runs.start("away", *RECIPE, "--nodes", "1:2", "--set", "epochs=400", "--name", "away") as run:
+        run.wait_snapshot(4)
+        before = max(e["attempt"] for e in run.events() if e["event"] == "attempt")
+        lab.cut("node1")
+        kill_all(lab, "node1")  # nobody is told
+        wait_for(lambda: lab.running("node2", "fgtrain.rendezvous"), "the store is started on the other node", 240)
+        run.wait_step(1, attempt=before + 1)
+        lab.heal("node1")
+        wait_for(lambda: [e["world"] for e in run.events() if e["event"] == "attempt"][-2:] == [1, 2], "it is back")
+        assert runs.call("stop", "away").returncode == 0
+        run.wait()
+    wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 240)
+
+
 def assert_each_sample_once(lines: str) -> None:
     rows = [json.loads(line) for line in lines.splitlines()]
     turns = [(row["step"], row["micro"]) for row in rows]
@@ -89,13 +123,17 @@ def cut_and_heal(run: LiveRun, lab: Hosts) -> None:
     wait_for(lambda: max(e["step"] for e in run.events() if e["event"] == "step") > last, "training goes on")
 
 
-def kill_node(run: LiveRun, lab: Hosts) -> None:
-    """Kill everything that runs on node2, keepers and all: its agent is started again, and a new attempt begins."""
+def kill_node(run: LiveRun, lab: Hosts, name: str = "node2") -> None:
+    """Kill everything that runs on a node, keepers and all: its agent is started again, and a new attempt begins."""
     before = max(e["attempt"] for e in run.events() if e["event"] == "attempt")
-    for pid in lab.programs("node2"):
+    kill_all(lab, name)
+    run.wait_step(1, attempt=before + 1)
+
+
+def kill_all(lab: Hosts, name: str) -> None:
+    for pid in lab.programs(name):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    run.wait_step(1, attempt=before + 1)
 
 
 def served(lab: Hosts) -> list[int]:

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgtrain.membership import Meeting, Member, Seats, Silence, close, come, complete, growth, lose
+from fgtrain.membership import Meeting, Member, Seats, Silence, close, come, complete, growth, lose, moved
 
 A, B, C, D = (Member(name, f"node{i}") for i, name in enumerate("abcd"))
 
@@ -75,6 +75,26 @@ def test_lost_member_is_not_waited_for() -> None:
     broken = lose(met(seats, A, B), ["b"], "node1 silent", seats, 3.1)
     assert (broken.round, broken.why, broken.silent_s) == (1, "node1 silent", 3.1)
     assert ids(complete(come(broken, A, seats), seats, quiet=False).members) == ["a"]
+
+
+def test_meeting_goes_on_in_another_store_without_a_last_call() -> None:
+    seats = Seats(1, 3)
+    before = come(met(seats, A, B, C), D, seats)
+    after = moved(before, "the store is gone", ["node2"])
+    assert (after.round, after.complete, after.why) == (1, False, "the store is gone")
+    assert (ids(after.expected), after.members, after.waiting) == (["a", "b"], (), ())
+    one = come(after, B, seats)
+    assert not complete(one, seats, quiet=False).complete, "who was there is waited for"
+    both = complete(come(one, A, seats), seats, quiet=False)
+    assert [(m.id, m.rank) for m in both.members] == [("a", 0), ("b", 1)]
+
+
+def test_forming_round_that_loses_its_store_expects_those_of_the_round_before() -> None:
+    seats = Seats(1, 3)
+    forming = come(lose(met(seats, A, B, C), ["c"], "node2 silent", seats), B, seats)
+    after = moved(forming, "the store is gone")
+    assert (after.round, after.why, sorted(ids(after.expected))) == (1, "node2 silent", ["a", "b"])
+    assert moved(close(forming), "the store is gone") == close(forming)
 
 
 def test_too_few_wait_for_more() -> None:

@@ -84,3 +84,33 @@ def test_nodes_wait_when_too_few_of_them_are_left(least: int, waits: bool) -> No
     assert not scene.silence.keep_waiting(scene.nodes, least)
     scene.hear(10.0, "a", "b silent for 3.0 s")
     assert scene.silence.keep_waiting(scene.nodes, least) is waits
+
+
+CUT = "cut off: no answer from the store that agents meet in for 3.1 s"
+
+
+@pytest.mark.parametrize(
+    ("cut", "lines", "stranded"),
+    [
+        (["a"], [("b", CUT)], True),
+        (["a"], [("b", "the store that agents meet in is gone: Connection reset by peer")], True),
+        (["a"], [], False),  # the others go on: it is only we who do not reach it
+        ([], [("b", CUT)], False),  # we reach it: it may only be frozen
+        (["a", "b"], [("b", CUT)], False),  # it may be we who are cut off
+        (["a"], [("b", CUT), ("b", "round 3: node rank 1 of 2 after b begins again")], False),
+    ],
+)
+def test_store_is_out_of_reach_when_neither_we_nor_its_agents_reach_it(
+    cut: list[str], lines: list[tuple[str, str]], stranded: bool
+) -> None:
+    scene = Scene()
+    for node in cut:
+        scene.cluster.happen("cut", node)
+    for node, line in lines:
+        scene.hear(2.0, node, line)
+    a, b = scene.nodes
+    assert not scene.silence.stranded(a, [b], 3.0), "it may be back in a moment"
+    scene.clock.advance(10.0)
+    assert scene.silence.stranded(a, [b], 3.0) == stranded
+    scene.silence.begins(20.0, "b")
+    assert not scene.silence.stranded(a, [b], 3.0), "a new agent has not tried yet"

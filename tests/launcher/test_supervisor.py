@@ -108,6 +108,38 @@ def test_only_the_agent_that_died_is_started_again() -> None:
     assert scene.training.began[1][1] == 5
 
 
+def trouble(scene: Scene, host: str, *, ends: bool) -> None:
+    """From now on a host answers, and cannot tell of its agent, nor kill it."""
+    for process in scene.cluster.running("agent"):
+        if process.node.name == host:
+            process.trouble = "[Errno 116] Stale file handle"
+            if ends:
+                process.end(-signal.SIGKILL)
+
+
+def test_agent_that_its_node_cannot_tell_of_is_lost_and_started_again() -> None:
+    scene = Scene()
+    scene.training.faults[7] = lambda t: trouble(scene, "host1", ends=True) if t.attempt == 1 else None
+    assert scene.supervise().state == "finished"
+    assert len(scene.cluster.started("agent", "host0")) == 1
+    assert len(scene.cluster.started("agent", "host1")) == 2
+    assert scene.noted("host1 is taken for lost: host1: [Errno 116] Stale file handle")
+
+
+def test_node_that_cannot_kill_does_not_keep_the_others_running() -> None:
+    scene = Scene()
+
+    def stop(training: FakeTraining) -> None:
+        trouble(scene, "host0", ends=False)
+        scene.runs.create("stop", {})
+
+    scene.training.faults[7] = stop
+    assert scene.supervise().state == "stopped"
+    assert [p.node.name for p in scene.cluster.running("agent")] == ["host0"]
+    assert not scene.cluster.running("rendezvous")
+    assert scene.noted("host0: [Errno 116] Stale file handle")
+
+
 def test_poison_step_ends_the_run_with_its_traceback() -> None:
     scene = Scene()
     met: list[int] = []
@@ -320,8 +352,30 @@ def test_agents_meet_anew_when_the_node_that_they_met_on_is_given_up() -> None:
     scene.training.faults[7] = cut(scene, "host0")
     scene.training.faults[20] = once(lambda t: scene.cluster.quiet.clear())
     assert scene.supervise().state == "finished"
-    assert [p.node.name for p in scene.cluster.started("rendezvous")] == ["host0", "host2"]
+    assert met_at(scene, "host1", "host2") == {"host1"}
+    assert len(scene.cluster.started("agent", "host1")) == 1, "it is told, and goes on"
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
+
+
+@pytest.mark.parametrize("said", ["cut off: no answer from the store that agents meet in for 3.1 s", ""])
+def test_store_on_a_node_that_nobody_reaches_is_started_elsewhere_at_once(said: str) -> None:
+    scene = Scene("silent_s=500", hosts=2)
+
+    def away(training: FakeTraining) -> None:
+        cut(scene, "host0")(training)
+        other = scene.cluster.running("agent")[1]
+        if said:
+            scene.cluster.append(other.node, "agent.log", f"02:08:48 agent 7: {said}\n")
+        scene.at(60.0, scene.cluster.quiet.clear)
+        scene.at(61.0, training.out.clear)
+
+    scene.training.faults[7] = once(away)
+    assert scene.supervise().state == "finished"
+    assert len(scene.cluster.started("agent")) == 2
+    assert met_at(scene) == ({"host1"} if said else {"host0"})
+    told = scene.cluster.started("endpoint")
+    assert [p.node.name for p in told] == (["host1", "host0"] if said else []), "one of them when it answers again"
+    assert not said or told[0].started - scene.training.began[0][0] < 20
 
 
 def test_node_that_is_silent_to_the_supervisor_alone_is_not_given_up() -> None:
@@ -369,11 +423,75 @@ def test_node_that_comes_back_is_waited_for_when_there_is_no_other() -> None:
     assert scene.supervise().state == "finished"
 
 
-def test_dead_rendezvous_makes_all_begin_anew() -> None:
+def met_at(scene: Scene, *hosts: str) -> set[str]:
+    """Return where the agents met that were started last on each host, or on some."""
+    newest = {p.node.name: p.endpoint for p in scene.cluster.started("agent") if p.node.name in hosts or not hosts}
+    return {e.removeprefix("--rdzv-endpoint=").rpartition(":")[0] for e in newest.values()}
+
+
+def test_another_store_is_ready_once_training_goes_on_and_takes_over_at_once() -> None:
     scene = Scene()
-    scene.training.faults[7] = once(lambda t: scene.cluster.running("rendezvous")[0].end(-signal.SIGKILL))
+    ready: list[list[str]] = []
+
+    def lose(training: FakeTraining) -> None:
+        ready.append([p.node.name for p in scene.cluster.running("rendezvous")])
+        training.lose_store()
+
+    scene.training.faults[7] = once(lose)
+    scene.training.faults[20] = once(lambda t: ready.append([p.node.name for p in scene.cluster.running("rendezvous")]))
     assert scene.supervise().state == "finished"
-    assert len(scene.cluster.started("rendezvous")) == 2
+    assert ready == [["host0", "host1"], ["host1", "host0"]], "and then there is another again"
+    assert scene.cluster.running("rendezvous") == []
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_store_that_is_ready_is_on_a_node_that_lives(lasting: bool) -> None:
+    scene = Scene(hosts=3, lasting=lasting)
+    scene.training.faults[7] = once(lambda t: scene.cluster.running("rendezvous")[-1].end(-signal.SIGKILL))
+    assert scene.supervise().state == "finished"
+    stores = [p.node.name for p in scene.cluster.started("rendezvous")]
+    assert stores == (["host0", "host1", "host1"] if lasting else ["host0", "host1"])
+
+
+def test_agents_of_a_dead_rendezvous_are_told_of_another() -> None:
+    scene = Scene()
+    scene.training.faults[7] = once(lambda t: t.lose_store())
+    assert scene.supervise().state == "finished"
+    assert met_at(scene) == {"host1"}
+    assert len(scene.cluster.started("agent")) == 2
+    assert scene.noted("lost: the rendezvous store is lost: agents meet again on host1")
+
+
+def test_loss_of_the_first_node_leaves_the_agents_of_the_others_alone() -> None:
+    scene = Scene()
+
+    def lose(training: FakeTraining) -> None:
+        training.lose_store()
+        training.lose(0)
+
+    scene.training.faults[7] = once(lose)
+    assert scene.supervise().state == "finished"
+    assert met_at(scene) == {"host1"}
+    assert len(scene.cluster.started("agent", "host0")) == 2
+    assert len(scene.cluster.started("agent", "host1")) == 1
+    [told] = scene.cluster.started("endpoint")
+    assert told.node.name == "host1"
+    assert told.command.argv[5:] == ("host0",), "it need not wait for who is known to be gone"
+    assert len([n for n in scene.notes if n.startswith("lost: ")]) == 1, "it is one incident"
+
+
+def test_dead_rendezvous_without_another_place_makes_all_begin_anew() -> None:
+    scene = Scene(hosts=2)
+
+    def lose(training: FakeTraining) -> None:
+        training.lose_store()
+        for spare in scene.cluster.running("rendezvous"):
+            spare.end(-signal.SIGKILL)
+        scene.cluster.down |= {"host0", "host1"}
+        scene.at(20.0, scene.cluster.down.clear)
+
+    scene.training.faults[7] = once(lose)
+    assert scene.supervise().state == "finished"
     assert len(scene.cluster.started("agent")) == 4
 
 
@@ -438,7 +556,7 @@ def test_run_that_finished_without_a_supervisor_is_finished() -> None:
     for _ in range(300):
         scene.clock.sleep(0.2)
     assert scene.cluster.running("agent") == []
-    assert len(scene.cluster.running("rendezvous")) == 1
+    assert scene.cluster.running("rendezvous")
     assert scene.supervise().state == "finished"
     assert len(scene.cluster.started("agent")) == 2
     assert scene.cluster.running("rendezvous") == []
@@ -486,7 +604,7 @@ def test_supervisor_that_lost_its_office_does_nothing_more() -> None:
     assert (outcome.state, outcome.exit_code) == ("fenced", EXIT_FENCED)
     assert "supervisor 2 on " in outcome.message
     assert len(scene.cluster.running("agent")) == 2
-    assert len(scene.cluster.running("rendezvous")) == 1
+    assert scene.cluster.running("rendezvous")
     assert scene.cluster.started("forget") == []
     status = read_status(scene.runs)
     assert status is not None

@@ -44,20 +44,29 @@ class FakeProcess:
         self.pid, self.code = next(PIDS), None if command.name in ("agent", "rendezvous") else 0
         self.started: float = 0.0
         self.asked = False  # to leave at the next step boundary
+        self.endpoint = ""  # of an agent: where it meets the others
+        self.trouble = ""  # what its node says, which answers, whenever it is asked for this program
 
     def poll(self) -> int | None:
+        self._refuse()
         return self.code
+
+    def _refuse(self) -> None:
+        if self.trouble:
+            raise ClusterError(f"{self.node.name}: {self.trouble}")
 
     def wait(self, timeout_s: float) -> int | None:
         return self.code
 
     def terminate(self) -> None:
+        self._refuse()
         if self.cluster.gentle and self.command.name == "agent":
             self.asked = True
         elif not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(0 if self.command.name == "rendezvous" else -signal.SIGTERM)
 
     def kill(self) -> None:
+        self._refuse()
         if not self.cluster.cut_off and self.node.name not in self.cluster.quiet:
             self.end(-signal.SIGKILL)
 
@@ -113,6 +122,10 @@ class FakeCluster:
         self._reach(node)
         process = FakeProcess(self, node, command)
         process.started = self.clock.now()
+        if command.name == "agent":
+            process.endpoint = next((w for w in command.argv if w.startswith("--rdzv-endpoint=")), "")
+        elif command.name == "endpoint" and (agent := self.find(node, "agent")):
+            agent.endpoint = f"--rdzv-endpoint={command.argv[4]}"
         self.processes.append(process)
         if command.name == "check":
             key = command.argv[command.argv.index("--key") + 1]
@@ -244,6 +257,11 @@ class FakeTraining:
         self.step = None
         agent.end(-signal.SIGKILL)
 
+    def lose_store(self) -> None:
+        """The store that agents meet in is killed, and the attempt ends with it."""
+        self._cluster.running("rendezvous")[0].end(-signal.SIGKILL)
+        self.step, self._since = None, self._cluster.clock.now()
+
     def _move(self) -> None:
         now = self._cluster.clock.now()
         agents = self._cluster.running("agent")
@@ -273,8 +291,8 @@ class FakeTraining:
 
     def _maybe_begin(self, now: float, agents: list[FakeProcess]) -> None:
         here = {a.node.name: a for a in agents}
-        endpoints = {a.command.argv[5] for a in agents}
-        if len(here) < self._world.nodes or len(endpoints) > 1:
+        endpoints = {a.endpoint for a in agents}
+        if len(here) < self._world.nodes or len(endpoints) > 1 or not self._cluster.running("rendezvous"):
             self._since = now
         elif now - self._since >= 1.0:
             self._members = list(here.values())
