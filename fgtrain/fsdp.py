@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgtrain.build import build_net
 from fgtrain.ema import MovingAverage
+from fgtrain.errors import UserError
 from fgtrain.optimizer import build_optimizer, build_scaler, computes_in
 from fgtrain.place import Place, ensure_group
 from fgtrain.recipe import Recipe, replace
@@ -54,17 +55,35 @@ def build_sharded(strategy: FSDP, recipe: Recipe, place: Place) -> ShardedState:
     """Make the state that a run starts from; all ranks call together.
 
     Weights lie in C order, as shards are runs of it; with `channels_last`, activations still lie so.
+
+    Raises:
+        UserError: `precision=auto` turned out to be fp32, and parameters should be gathered as bf16.
     """
+    gathers = gathers_as(strategy, recipe, place.device)
     ensure_group(place)
     net = build_net(replace(recipe, channels_last=False), place.device)
-    shard(net, strategy, recipe, place)
+    shard(net, strategy, gathers, place)
     ema = MovingAverage(net, recipe.ema.decay) if recipe.ema else None
     return ShardedState(net, build_optimizer(recipe, net), build_scaler(recipe, place.device), ema)
 
 
-def shard(net: nn.Module, strategy: FSDP, recipe: Recipe, place: Place) -> None:
-    """Spread a network over all ranks, from the inside out."""
-    dtype = gathers_as(strategy, computes_in(recipe, place.device))
+def gathers_as(strategy: FSDP, recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Return the type that parameters are gathered as.
+
+    Raises:
+        UserError: it is bf16 where the network computes in fp32, which takes no bf16 parameters.
+    """
+    computes = computes_in(recipe, device)
+    if strategy.param_dtype == "bf16" and computes == torch.float32:
+        raise UserError(
+            f"strategy.param_dtype=bf16: precision={recipe.precision} is fp32 on this device ({device.type}):"
+            " --set precision=bf16, or --set strategy.param_dtype=null"
+        )
+    return gathered_dtype(strategy, computes)
+
+
+def shard(net: nn.Module, strategy: FSDP, dtype: torch.dtype, place: Place) -> None:
+    """Spread a network over all ranks, from the inside out; parameters are gathered as `dtype`."""
     offloads = strategy.offload and place.device.type == "cuda"
     options: dict[str, Any] = {
         "reshard_after_forward": True,  # the outermost too: between passes, parameters are their shards
@@ -80,7 +99,7 @@ def shard(net: nn.Module, strategy: FSDP, recipe: Recipe, place: Place) -> None:
     fully_shard(net, mp_policy=policy, **options)
 
 
-def gathers_as(strategy: FSDP, computes_in: torch.dtype) -> torch.dtype:
+def gathered_dtype(strategy: FSDP, computes_in: torch.dtype) -> torch.dtype:
     """Return the type that parameters are gathered as, where the network computes in `computes_in`."""
     return DTYPES[strategy.param_dtype] if strategy.param_dtype else computes_in
 

@@ -23,13 +23,17 @@ _TIMEOUT_S = 120.0
 
 
 class Ranks:
-    """Up to `size` ranks; use it as a context."""
+    """Up to `size` ranks; use it as a context.
 
-    def __init__(self, size: int) -> None:
+    With `settled`, all of them form one group at the first call and stay in it: DeepSpeed keeps the first one it meets.
+    """
+
+    def __init__(self, size: int, *, settled: bool = False) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "tests.testbed.warm"])
         self._folder = tempfile.TemporaryDirectory()
         self._groups = 0
+        self._settled = settled
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(size):
@@ -54,10 +58,11 @@ class Ranks:
         self, world: int, function: Callable[Concatenate[Place, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> list[T]:
         """Call a module-level function on every rank of a new process group; returns the answers by rank."""
+        assert not self._settled or world == len(self._pipes), "a settled group is of all ranks"
         self._groups += 1
         meeting = Path(self._folder.name) / f"group-{self._groups}"
         for rank, pipe in enumerate(self._pipes[:world]):
-            pipe.send((rank, world, meeting, function, args, kwargs))
+            pipe.send((rank, world, meeting, self._settled, function, args, kwargs))
         answers = []
         for pipe in self._pipes[:world]:
             assert pipe.poll(_TIMEOUT_S), "a rank does not answer"
@@ -69,20 +74,18 @@ class Ranks:
 
 def _serve(pipe: Connection) -> None:
     while True:
-        rank, world, meeting, function, args, kwargs = pipe.recv()
-        pipe.send(_answer(rank, world, meeting, function, args, kwargs))
+        rank, world, meeting, settled, function, args, kwargs = pipe.recv()
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group(
+                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+            )
+        pipe.send(_answer(Place(rank, world, 0, torch.device("cpu")), function, args, kwargs))
+        if not settled:
+            leave()
 
 
-def _answer(
-    rank: int, world: int, meeting: Path, function: Callable[..., Any], args: Any, kwargs: Any
-) -> tuple[str, Any]:
-    if world > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-        )
+def _answer(place: Place, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[str, Any]:
     try:
-        return "", function(Place(rank, world, 0, torch.device("cpu")), *args, **kwargs)
+        return "", function(place, *args, **kwargs)
     except Exception:
         return traceback.format_exc(), None
-    finally:
-        leave()
