@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster, Queue, kinds, open_cluster, open_queue
+from cluster import Cluster, ClusterError, Queue, Rented, kinds, open_cluster, open_queue
 from fgtrain import lease
 from fgtrain.errors import UserError
 from launcher import money
@@ -110,7 +110,23 @@ def prices_on(name: str, cluster: Cluster) -> money.Prices | None:
     return money.prices_of(terms_of(name), cluster)
 
 
-def lease_on(name: str, cluster: Cluster, store: str, run: str) -> dict[str, str]:
+def terms_on(name: str, cluster: Cluster) -> money.Terms:
+    """Return a cluster's terms, with prices: what machines that it rents now would cost, as they are asked for.
+
+    Raises:
+        UserError: they make no sense.
+    """
+    terms = terms_of(name)
+    if terms.prices or not isinstance(cluster, Rented):
+        return terms._replace(prices=money.prices_of(terms, cluster))
+    try:
+        rate = money.rate_of(terms, cluster.offers(1)[0])
+    except ClusterError:  # whoever rents them will say why
+        rate = None
+    return terms._replace(prices=None if rate is None else money.Prices(rate, rate))
+
+
+def lease_on(terms: money.Terms, cluster: Cluster, store: str, run: str) -> dict[str, str]:
     """Return the environment by which a run's nodes end their work when nobody supervises it any more."""
-    lease_s = money.lease_of(terms_of(name), lasting=cluster.lasting)
+    lease_s = money.lease_of(terms, lasting=cluster.lasting)
     return {} if lease_s is None else lease.variables(lease_s, store, run)

@@ -69,7 +69,9 @@ def supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Noti
     try:
         make_ready(runs, job.cluster, cluster, job.world)
         grace_s = max(queue.lead_s - _MARGIN_S, queue.lead_s / 2)
-        supervisor = Supervisor(run, runs, job.cluster, cluster, job.world, display, job.port, grace_s=grace_s)
+        supervisor = Supervisor(
+            run, runs, job.cluster, cluster, job.world, display, job.port, grace_s=grace_s, terms=job.terms
+        )
         return notice.supervise(supervisor)
     except ClusterError as error:
         state = queue.look(job.id)

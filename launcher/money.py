@@ -43,6 +43,9 @@ class Terms(NamedTuple):
     lease_s: float | None
 
 
+UNKNOWN = Terms(None, None)
+
+
 def read_terms(entry: Mapping[str, Any], where: str) -> Terms:
     """Read the terms in a cluster's entry.
 

@@ -18,11 +18,12 @@ from fgtrain.limits import exceeded
 from fgtrain.plan import Engine, World
 from fgtrain.runstore import RunFile, RunStore
 from launcher import foreground
-from launcher.clusters import find_entry, work_root
+from launcher.clusters import find_cluster, find_entry, terms_on, work_root
 from launcher.display import Display, make_display
 from launcher.events import decode_events, whole_lines
 from launcher.exclusions import excluded_names
 from launcher.foreground import resume_command, say, where_results_are
+from launcher.money import UNKNOWN, Terms
 from launcher.status import Status, live_state, process_token, read_status
 
 WAITING = "waiting"
@@ -34,8 +35,8 @@ _LOOK_S = 2.0
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`job.json`: the job that carries a run's supervisor, and all that it needs to know.
 
-    `settings` are the cluster's (of backend `kind`) as they were at the time. `idle` counts its allocations in a row
-    that committed nothing.
+    `settings` are the cluster's (of backend `kind`) as they were at the time, and `terms` its prices and lease: nodes
+    may have no `clusters.toml`. `idle` counts its allocations in a row that committed nothing.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     world: World
     port: int | None
+    terms: Terms = UNKNOWN
     id: str = ""
     idle: int = 0
 
@@ -129,15 +131,23 @@ def write_state(runs: RunStore, run: RunFile, cluster: str, state: str, message:
     runs.write("status.json", status)
 
 
-def submit(queue: Queue, run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> Job:
-    """Queue the job that trains a run.
+def submit(
+    queue: Queue,
+    run: RunFile,
+    runs: RunStore,
+    cluster: str,
+    world: World,
+    port: int | None,
+    terms: Terms = UNKNOWN,
+) -> Job:
+    """Queue the job that trains a run, on nodes that come at these terms.
 
     Raises:
         ClusterError: the queue does not take it.
     """
     kind, settings = find_entry(cluster)
     runs.store.delete(runs.key("stop"))  # an earlier one is not meant for this job
-    job = Job(kind=kind, cluster=cluster, settings=settings, world=world, port=port)
+    job = Job(kind=kind, cluster=cluster, settings=settings, world=world, port=port, terms=terms)
     runs.write("job.json", job)  # the job reads it, and may begin at once
     write_state(runs, run, cluster, WAITING, "")
     asked = request(runs, cluster, world)
@@ -163,7 +173,8 @@ def start(
         return foreground.supervise_here(run, runs, cluster, world, port)
     watching = Watch(queue, run, runs)
     watching.skip()
-    job = submit(queue, run, runs, cluster, world, port)
+    terms = terms_on(cluster, find_cluster(cluster, Path(run.cwd)))
+    job = submit(queue, run, runs, cluster, world, port, terms)
     say(f"{run.name} is job {job.id} of {cluster}: fglaunch attach {run.name} --store {runs.store.url}")
     if not detach:
         return watching.follow()

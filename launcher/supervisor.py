@@ -12,7 +12,7 @@ from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
 from launcher.buying import ASK_AGAIN_S
 from launcher.clock import Clock, SystemClock
-from launcher.clusters import lease_on, prices_on, terms_of
+from launcher.clusters import lease_on, terms_of
 from launcher.events import Event
 from launcher.failures import EXIT_NOTICED, Kind, Sign, spell_departure, spell_exit
 from launcher.feed import Feed
@@ -22,6 +22,7 @@ from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
 from launcher.limits import Meter
 from launcher.listening import Listener
+from launcher.money import Terms, prices_of
 from launcher.news import News
 from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_LIMIT, Outcome, is_done, of_work
 from launcher.post import Post
@@ -52,7 +53,9 @@ class Supervisor:
         port: int | None,
         clock: Clock | None = None,
         grace_s: float = _GRACE_S,
+        terms: Terms | None = None,
     ) -> None:
+        """Start nothing yet. `terms`: the cluster's, where this machine has no `clusters.toml` to look them up in."""
         self._run, self._runs, self._cluster, self._world, self._show = run, runs, cluster, world, show
         self._port, self._cluster_name, self._grace_s = port, cluster_name, grace_s
         self._last_s = max(grace_s, _LAST_SNAPSHOT_S)
@@ -63,7 +66,8 @@ class Supervisor:
             interrupted=lambda: self._interrupts.received,
             note=self._note,
         )
-        lease = lease_on(cluster_name, cluster, runs.store.url, run.name)
+        terms = terms or terms_of(cluster_name)
+        lease = lease_on(terms, cluster, runs.store.url, run.name)
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease, self._note)
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
@@ -71,9 +75,9 @@ class Supervisor:
         self._incidents = Incidents(self._settings, run.name, world.engine)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
         self._listener = Listener(self._fleet, self._feed, self._incidents, self._guard, self._clock, show)
-        prices = None if isinstance(cluster, Rented) else prices_on(cluster_name, cluster)  # else by what is taken
+        prices = None if isinstance(cluster, Rented) else prices_of(terms, cluster)  # else by what is taken
         self._meter = Meter(runs, prices, run.plan.steps, self._note, self._clock.time)
-        self._renter = Renter(cluster, run, self._meter, terms_of(cluster_name), self._clock, self._note)
+        self._renter = Renter(cluster, run, self._meter, terms, self._clock, self._note)
         self._post: Post | None = None
         self._fenced = False
         self._interrupts = Interrupts()

@@ -18,6 +18,7 @@ from fgtrain.stores import open_store
 from launcher import job as in_job
 from launcher import queued
 from launcher.job import EXIT_GOES_ON, PATIENCE, Notice, make_way
+from launcher.money import Prices, Terms
 from launcher.outcome import EXIT_INTERRUPTED, Outcome
 from launcher.queued import WAITING, Job
 from tests.fgtrain.test_runstore import run_file
@@ -270,17 +271,20 @@ def test_notice_before_anything_began_starts_nothing(notice: Notice) -> None:
     assert notice.supervise(FakeSupervisor(never)).state == "stopped"
 
 
-def test_job_runs_the_whole_world_that_was_asked_for(run: RunFile, runs: RunStore, notice: Notice) -> None:
+def test_job_runs_the_whole_world_that_was_asked_for_and_counts_by_the_terms_of_its_cluster(
+    run: RunFile, runs: RunStore, notice: Notice
+) -> None:
     world = World(2, 4, max_nodes=2, detect_s=9.0, engine="deepspeed")
-    queued.submit(FakeQueue(), run, runs, "slurm", world, 999)
+    terms = Terms(Prices(1.5, 3.0), 300.0)
+    queued.submit(FakeQueue(), run, runs, "slurm", world, 999, terms)
     supervised = []
 
     def supervise(run: RunFile, runs: RunStore, job: Job, *_: object) -> Outcome:
-        supervised.append(job.world)
+        supervised.append((job.world, job.terms))
         return Outcome("stopped", 1)
 
     in_job.main([runs.store.url, runs.run], lambda *_: FakeQueue(), supervise)
-    assert supervised == [world]
+    assert supervised == [(world, terms)]
     found = queued.read_job(runs)
     assert found
     assert found.world == world

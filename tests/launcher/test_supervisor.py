@@ -18,6 +18,7 @@ from fgtrain.runstore import Failure, RunStore
 from fgtrain.stores import open_store
 from launcher import exclusions
 from launcher.events import Event
+from launcher.money import Terms
 from launcher.outcome import EXIT_FENCED, Outcome
 from launcher.status import live_state, read_status
 from launcher.supervision import KEY, Supervision, changed
@@ -52,9 +53,11 @@ class Scene:
         self.runs.write(KEY, changed(Supervision(), settings))
         self.training = FakeTraining(self.cluster, self.runs, self.world, steps)
         self.notes: list[str] = []
+        self.terms: Terms | None = None
 
     def supervisor(self) -> Supervisor:
-        return Supervisor(self.run, self.runs, "lab", self.cluster, self.world, self._show, None, self.clock)
+        parts = (self.run, self.runs, "lab", self.cluster, self.world, self._show, None, self.clock)
+        return Supervisor(*parts, terms=self.terms)
 
     def supervise(self) -> Outcome:
         return self.supervisor().supervise()

@@ -8,6 +8,7 @@ import pytest
 
 from fgtrain.lease import LEASE, read_spend
 from fgtrain.limits import Limits
+from launcher.money import Prices, Terms
 from launcher.outcome import Outcome
 from launcher.status import read_status
 from tests.launcher.test_supervisor import Scene
@@ -55,6 +56,17 @@ def test_run_that_is_gone_on_with_goes_on_from_its_newest_snapshot_for_the_meter
     scene.clock.watchers.append(look)
     assert scene.supervise() == Outcome("finished", 0)
     assert min(seen) >= committed
+
+
+def test_terms_that_the_launching_machine_has_told_count_where_nobody_has_a_clusters_toml(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "none.toml"))
+    scene = Scene()
+    scene.terms = Terms(Prices(1800.0, 1800.0), 300.0)
+    scene.runs.write("limits.json", Limits(max_cost=20.0))
+    outcome = scene.supervise()
+    assert outcome.message.startswith("--max-cost 20 is reached: 2")
 
 
 def test_run_that_is_asked_to_stop_may_soon_go_on_with_its_nodes() -> None:
