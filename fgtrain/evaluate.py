@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fgtrain import loader
+from fgtrain.compiled import uncompiled
 from fgtrain.data import Sample
 from fgtrain.fitting import smaller
 from fgtrain.freeze import train_mode
@@ -57,7 +58,8 @@ def evaluate(
     table = torch.zeros(held_out.micro_batches, 4, dtype=torch.float64)
     measure = _Measure(recipe, state, place.device, ladder)
     state.net.eval()
-    with state.ema.applied(state.net) if state.ema else nullcontext():
+    averaged = state.ema.applied(state.net) if state.ema else nullcontext()
+    with averaged, uncompiled(compiles=recipe.compile):
         batches = iter(held_out.batches)
         for turn in range(-(-held_out.micro_batches // place.size)):
             asked = torch.tensor([float(stop_asked())])

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgtrain.build import build_net
+from fgtrain.compiled import compile_in_place
 from fgtrain.ema import MovingAverage
 from fgtrain.errors import UserError
 from fgtrain.optimizer import build_optimizer, build_scaler, computes_in
@@ -38,6 +39,7 @@ class FullySharded(Mailed):
     """Accumulates in the shards themselves."""
 
     collective = True
+    compiled = True
 
     def __init__(self, recipe: Recipe, state: State, place: Place) -> None:
         super().__init__(recipe, state)
@@ -56,13 +58,22 @@ def build_sharded(strategy: FSDP, recipe: Recipe, place: Place) -> ShardedState:
 
     Weights lie in C order, as shards are runs of it; with `channels_last`, activations still lie so.
 
+    With `compile`, blocks are compiled one by one: no kernels can be made across the gathering of parameters.
+
     Raises:
-        UserError: `precision=auto` turned out to be fp32, and parameters should be gathered as bf16.
+        UserError: `precision=auto` turned out to be fp32, and parameters should be gathered as bf16; or the network
+            has no blocks to compile.
     """
     gathers = gathers_as(strategy, recipe, place.device)
     ensure_group(place)
     net = build_net(replace(recipe, channels_last=False), place.device)
-    shard(net, strategy, gathers, place)
+    sharded = units(net, strategy.unit)
+    if recipe.compile:
+        blocks = apart(net, sharded)
+        if not blocks:
+            raise UserError("compile=true: strategy=fsdp compiles blocks, and the model has none: --set compile=false")
+        compile_in_place(blocks)
+    shard(net, sharded, strategy, gathers, place)
     ema = MovingAverage(net, recipe.ema.decay) if recipe.ema else None
     return ShardedState(net, build_optimizer(recipe, net), build_scaler(recipe, place.device), ema)
 
@@ -82,8 +93,8 @@ def gathers_as(strategy: FSDP, recipe: Recipe, device: torch.device) -> torch.dt
     return gathered_dtype(strategy, computes)
 
 
-def shard(net: nn.Module, strategy: FSDP, dtype: torch.dtype, place: Place) -> None:
-    """Spread a network over all ranks, from the inside out; parameters are gathered as `dtype`."""
+def shard(net: nn.Module, blocks: list[nn.Module], strategy: FSDP, dtype: torch.dtype, place: Place) -> None:
+    """Spread a network over all ranks, `blocks` one by one, inner ones first; parameters are gathered as `dtype`."""
     offloads = strategy.offload and place.device.type == "cuda"
     options: dict[str, Any] = {
         "reshard_after_forward": True,  # the outermost too: between passes, parameters are their shards
@@ -94,7 +105,7 @@ def shard(net: nn.Module, strategy: FSDP, dtype: torch.dtype, place: Place) -> N
     if norms := exact_norms(net, dtype):
         exact = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)  # statistics are fp32
         fully_shard(norms, mp_policy=exact, **options)
-    for unit in units(net, strategy.unit):
+    for unit in blocks:
         fully_shard(unit, mp_policy=policy, **options)
     fully_shard(net, mp_policy=policy, **options)
 
@@ -122,3 +133,13 @@ def units(net: nn.Module, smallest: int) -> list[nn.Module]:
                 if composed and sum(p.numel() for p in block.parameters()) >= smallest:
                     found.append(block)
     return list(dict.fromkeys(reversed(found)))  # `modules` yields outer ones first
+
+
+def apart(net: nn.Module, sharded: list[nn.Module]) -> list[nn.Module]:
+    """Return the largest blocks, of any size, within which nothing is gathered, so that each is compiled whole."""
+    found: list[nn.Module] = []
+    for block in reversed(units(net, 0)):
+        within = {m for m in block.modules() if m is not block}
+        if within.isdisjoint(sharded) and not any(block in outer.modules() for outer in found):
+            found.append(block)
+    return found

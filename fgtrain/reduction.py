@@ -21,11 +21,13 @@ class Reduction(Protocol):
 
     Attributes:
         net: what to run forward.
+        compiled: whether parts of it are, where the recipe says so; if not, it is yet to be compiled, as a whole.
         collective: whether a backward pass involves all ranks, so that a micro-batch without samples needs a stand-in.
         loss_scale: what a micro-batch's share of the step's loss is multiplied by before its backward pass.
     """
 
     net: torch.nn.Module
+    compiled: bool
     collective: bool
     loss_scale: float
 
@@ -72,6 +74,8 @@ class Reduction(Protocol):
 
 class Applied:
     """The part of a reduction that is torch's own: gradients lie in `.grad`, and an optimizer takes them from there."""
+
+    compiled = False
 
     def __init__(self, recipe: Recipe, state: State) -> None:
         self._recipe, self._state = recipe, state

@@ -93,7 +93,8 @@ class Stepper:
         self._reduction = recipe.strategy.reduction(recipe, plan, place, state)
         most = -(-plan.micro_batches // place.size)
         self._idle = most - len(self._mine) if state.lockstep else 0  # passes beyond this rank's share
-        self._net = compiled(self._reduction.net) if recipe.compile else self._reduction.net
+        whole = recipe.compile and not self._reduction.compiled
+        self._net = compiled(self._reduction.net) if whole else self._reduction.net
         self._patience = Patience(self._pulse, compiles=recipe.compile)
         self._parts = 1
         train_mode(state.net)
@@ -220,7 +221,7 @@ class Stepper:
 
     def _keep_step(self, like: MicroBatch) -> None:
         """Run a pass that counts for nothing, because other ranks make one."""
-        with self._reduction.micro_batch(None, filled=False):
+        with self._patience.first(None), self._reduction.micro_batch(None, filled=False):
             self._reduction.backward(self._stand_in(like))
 
     def _loss(self, batch: MicroBatch, micro_batch: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fgtrain.build import build_net
+from fgtrain.compiled import compile_in_place
 from fgtrain.ema import MovingAverage
 from fgtrain.errors import Corrupt, UserError
 from fgtrain.optimizer import build_optimizer, build_scaler, computes_in
@@ -159,9 +160,13 @@ class ZeroState(State):
 
 
 class ZeroEngine(Mailed):
-    """DeepSpeed's engine, which sums, clips and applies."""
+    """DeepSpeed's engine, which sums, clips and applies.
+
+    With `compile`, kernels are made for the network in it, not for the engine around it.
+    """
 
     collective = True
+    compiled = True
 
     def __init__(self, strategy: ZeRO, recipe: Recipe, plan: Plan, place: Place, state: ZeroState) -> None:
         super().__init__(recipe, state)
@@ -174,6 +179,8 @@ class ZeroEngine(Mailed):
             dist_init_required=False,
         )
         state.hand_over(self.net.optimizer, strategy.stage)
+        if recipe.compile:
+            compile_in_place([state.net])
         self.loss_scale = float(place.size)  # the engine takes the mean over ranks where the step needs the sum
         self._most = -(-plan.micro_batches // place.size)
         self._made = 0

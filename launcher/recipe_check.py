@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from fgtrain.parts import leaves
 from fgtrain.pictures import PictureFiles
 from fgtrain.recipe import SGD, Recipe
-from fgtrain.strategies.ddp import DDP
 
 
 class Rule(NamedTuple):
@@ -87,8 +86,6 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"data.scale={_spell(scale)}: the first must not be above the second"
     if recipe.compile and recipe.determinism == "bits":
         yield "compile=true: nobody vouches for the bits of compiled kernels; --set determinism=samples"
-    if recipe.compile and not isinstance(recipe.strategy, DDP):
-        yield "compile=true: only with strategy DDP; --set compile=false"
     shrink = getattr(recipe.data, "shrink", None)
     if shrink is not None and not scale:
         yield f"data.shrink={shrink}: it is for random shares of the picture; set data.scale, or unset data.shrink=null"

@@ -41,6 +41,11 @@ class ZeRO(Part, Strategy):
             yield "precision=fp16: strategy=zero does not scale losses: --set precision=bf16, or --strategy ddp"
         if recipe.ema and self.stage == 3:
             yield "ema: at strategy.stage=3 no rank has weights to average: --strategy zero2 or fsdp, or --set ema=null"
+        if recipe.compile and self.stage == 3:
+            yield (
+                "compile=true: at strategy.stage=3 layers gather parameters one by one, and little is left to compile:"
+                " --strategy zero2 or fsdp, or --set compile=false"
+            )
 
     def build(self, recipe: Recipe, place: Place) -> State:
         """See `Strategy`."""

@@ -63,6 +63,12 @@ def test_what_does_not_go_together_is_refused_with_a_way_out(strategy: Strategy)
     assert not list(flaws(replace(good, strategy=DDP(), determinism="bits")))
 
 
+@pytest.mark.parametrize("strategy", EACH.values(), ids=EACH)
+def test_compiling_goes_together_with_all_but_stage_3(strategy: Strategy) -> None:
+    found = list(flaws(recipe(strategy=strategy, determinism="samples", precision="bf16", ema=None, compile=True)))
+    assert [f.startswith("compile=true: at strategy.stage=3") for f in found] == [True] * (strategy == ZeRO(stage=3))
+
+
 def test_bf16_parameters_of_an_fp32_recipe_are_refused() -> None:
     [flaw] = flaws(recipe(strategy=FSDP(param_dtype="bf16"), precision="fp32"))
     assert flaw.startswith("strategy.param_dtype=bf16:")
