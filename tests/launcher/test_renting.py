@@ -15,7 +15,7 @@ from launcher.buying import Aim, Pace, Pacer, wanted
 from launcher.deadline import Capacity
 from launcher.outcome import Outcome
 from launcher.supervision import KEY, Supervision, changed
-from tests.launcher.test_supervisor import Scene
+from tests.launcher.scene import Scene
 from tests.testbed.fake_training import FakeTraining, RentingCluster
 
 AIM = Aim(steps=1000, begun=0.0, deadline=2000.0)

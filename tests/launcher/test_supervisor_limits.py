@@ -11,7 +11,7 @@ from fgtrain.limits import Limits
 from launcher.money import Prices, Terms
 from launcher.outcome import Outcome
 from launcher.status import read_status
-from tests.launcher.test_supervisor import Scene
+from tests.launcher.scene import Scene
 
 
 @pytest.fixture(autouse=True)
