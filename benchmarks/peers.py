@@ -58,7 +58,7 @@ def versions(interpreter: Path) -> str:
 
 def _install(venv: Path, interpreter: Path, ours: str, env: Mapping[str, str]) -> None:
     uv_env = installer.package_sources(env, venv)
-    uv = get_uv(venv, uv_env, ROOT / "constraints.txt")
+    uv = get_uv(ROOT / ".venv", uv_env, ROOT / "constraints.txt")  # not into what it is about to make anew
     run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(venv)], uv_env)
     constraints = venv / "pins.txt"
     constraints.write_text(ours, "utf-8")

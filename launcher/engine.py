@@ -116,9 +116,6 @@ def agent_env(
     env = {
         "FGLAUNCH_ADDRESS": address,
         "OMP_NUM_THREADS": str(threads),
-        # glibc hands freed activations to the kernel and faults them in again, thousands of pages a step: keep them.
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "PYTHONUNBUFFERED": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "FGLAUNCH_DETECT_S": f"{detect_s:g}",
