@@ -179,9 +179,14 @@ class ToyRun:
                         found.append(int(child.pid))
         return found
 
+    @property
+    def ended(self) -> bool:
+        """Whether the supervisor has ended."""
+        return self.pid in self._nursery.ended
+
     def wait_ended(self, timeout_s: float = 240.0) -> int:
         """Wait until the supervisor has ended; returns its exit code."""
-        wait_for(lambda: self.pid in self._nursery.ended, f"the run ends: {self.log()}", timeout_s)
+        wait_for(lambda: self.ended, f"the run ends: {self.log()}", timeout_s)
         return self._nursery.ended[self.pid]
 
     def kill(self) -> None:
