@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Ranks:
         self._groups += 1
         meeting = Path(self._folder.name) / f"group-{self._groups}"
         for rank, pipe in enumerate(self._pipes[:world]):
-            pipe.send((rank, world, meeting, self._settled, function, args, kwargs))
+            _send(pipe, (rank, world, meeting, self._settled, function, args, kwargs))
         answers = []
         for pipe in self._pipes[:world]:
             assert pipe.poll(_TIMEOUT_S), "a rank does not answer"
@@ -79,9 +80,14 @@ def _serve(pipe: Connection) -> None:
             dist.init_process_group(
                 "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
             )
-        pipe.send(_answer(Place(rank, world, 0, torch.device("cpu")), function, args, kwargs))
+        _send(pipe, _answer(Place(rank, world, 0, torch.device("cpu")), function, args, kwargs))
         if not settled:
             leave()
+
+
+def _send(pipe: Connection, what: Any) -> None:
+    """Send tensors by value: to share their memory takes a socket in a temporary folder, which a killed rank leaves."""
+    pipe.send_bytes(pickle.dumps(what))
 
 
 def _answer(place: Place, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[str, Any]:
