@@ -170,9 +170,7 @@ def training_batches(
             for micro_batch in share(plan.micro_batches, rank, size):
                 yield [order[p] for p in plan.batch(step, micro_batch)]
 
-    most = -(
-        -plan.micro_batches // size
-    )  # of a step: if there is no memory for one, it is tried again in smaller pieces
+    most = -(-plan.micro_batches // size)  # a step's are kept till its end: it may have to be taken again
     return iter(_batches(recipe, samples, "train", requests, micro=plan.micro, held=most, gpu=gpu))
 
 
@@ -208,10 +206,8 @@ def _batches(
     slots = Slots(room, (micro, data.crop, data.crop, 3)) if loader.workers else None
     seed = recipe.seed if split == "train" else None
     pictures = Pictures(data, samples, source(recipe, samples, split), seed, slots, mirror=not gpu)
-    again = split == "val"  # training asks once
-    return _loader(
-        recipe, pictures, _Requests(_announced(recipe, samples, requests, micro), slots), pin=gpu, again=again
-    )
+    asked = _Requests(_announced(recipe, samples, requests, micro), slots)
+    return _loader(recipe, pictures, asked, pin=gpu, again=split == "val")  # training asks once
 
 
 def _announced(

@@ -33,9 +33,7 @@ class Slots:
         self.key = next(_keys)
         self._shape = shape
         self._stride = -(-math.prod(shape) // _PAGE) * _PAGE
-        self._memory = mmap.mmap(
-            -1, max(1, count) * self._stride
-        )  # anonymous and shared: limits of /dev/shm do not apply
+        self._memory = mmap.mmap(-1, count * self._stride)  # shared, and no file: limits of /dev/shm do not apply
         self._free = list(range(count))
         _known[self.key] = self
 
