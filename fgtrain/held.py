@@ -79,8 +79,10 @@ class Held:
         part = self._folder / f".{name}.{os.getpid()}.{threading.get_ident()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._reserve(len(data))
-            part.write_bytes(data)
+            if not self._reserve(part, len(data)):
+                return
+            with part.open("r+b") as file:
+                file.write(data)
             part.replace(self._folder / name)
         except OSError:
             with contextlib.suppress(OSError):
@@ -101,31 +103,42 @@ class Held:
             if len(content) == _TOTAL.size:
                 os.pwrite(fd, _TOTAL.pack(max(0, _TOTAL.unpack(content)[0] - gone)), 0)
 
-    def _reserve(self, bytes_: int) -> None:
+    def _reserve(self, part: Path, bytes_: int) -> bool:
+        """Make room, and a file that takes it up for others to count; False: files in the making take up too much."""
         with self._ledger() as fd:
             content = os.pread(fd, _TOTAL.size, 0)
             total = _TOTAL.unpack(content)[0] if len(content) == _TOTAL.size else self._limit + 1
             if total + bytes_ > self._limit:
                 total = self._sweep(max(0, self._limit - self._limit // _SLACK - bytes_))
-            os.pwrite(fd, _TOTAL.pack(total + bytes_), 0)
+            if fits := total + bytes_ <= self._limit:
+                with part.open("wb") as file:
+                    file.truncate(bytes_)
+                total += bytes_
+            os.pwrite(fd, _TOTAL.pack(total), 0)
+        return fits
 
     def _sweep(self, room: int) -> int:
-        """Delete until `room` bytes or less are left; returns what is left."""
-        files = list(self._files())
-        for file in (gone := evictions(files, room)):
+        """Delete until `room` bytes or less are left, with those of files in the making; returns what is left."""
+        files, making = self._files()
+        for file in (gone := evictions(files, max(0, room - making))):
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / file.name).unlink()
-        return sum(f.bytes_ for f in files) - sum(f.bytes_ for f in gone)
+        return making + sum(f.bytes_ for f in files) - sum(f.bytes_ for f in gone)
 
-    def _files(self) -> Iterator[File]:
+    def _files(self) -> tuple[list[File], int]:
+        """Return the files, and how many bytes are in the making."""
+        files, making = list[File](), 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     found = entry.stat()
                     if not entry.name.startswith("."):
-                        yield File(entry.name, found.st_size, found.st_mtime_ns)
+                        files.append(File(entry.name, found.st_size, found.st_mtime_ns))
                     elif entry.name != ".ledger" and time.time() - found.st_mtime > _STALE_S:
                         Path(entry.path).unlink()
+                    elif entry.name != ".ledger":
+                        making += found.st_size
+        return files, making
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[int]:

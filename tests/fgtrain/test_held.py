@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +54,34 @@ def test_the_limit_holds_for_many_writers_and_after_a_lost_ledger(tmp_path: Path
         if number == 50:
             (tmp_path / ".ledger").unlink()
     assert held_bytes(tmp_path) >= 700
+
+
+def test_the_limit_holds_while_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, replace = threading.Barrier(8), Path.replace
+
+    def together(part: Path, path: Path) -> Path:
+        writing.wait(60)  # all have their room, none has its name
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", together)
+    for group in range(3):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n, group=group: Held(tmp_path, 1000).put(f"{group}{n}", bytes(90)), range(8)))
+        assert held_bytes(tmp_path) <= 1000
+    assert held_bytes(tmp_path) >= 700
+
+
+def test_what_is_in_the_making_has_its_room(tmp_path: Path) -> None:
+    held = Held(tmp_path, 100)
+    (tmp_path / ".a.1.1").write_bytes(bytes(80))  # another's, who is not done
+    held.put("b", bytes(30))
+    assert not held.has("b")
+    held.put("c", bytes(20))
+    assert held.has("c")
+    (tmp_path / ".a.1.1").rename(tmp_path / "a")
+    held.put("b", bytes(30))
+    assert held.has("b")
+    assert held_bytes(tmp_path) <= 100
 
 
 def test_what_is_dropped_makes_room_for_others(tmp_path: Path) -> None:
