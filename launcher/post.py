@@ -14,6 +14,7 @@ from fgtrain.runstore import RunStore
 from launcher.clock import Clock
 from launcher.fleet import Fleet
 from launcher.heartbeat import Heartbeat
+from launcher.outcome import Outcome
 from launcher.status import HEARTBEAT_S, Status, process_token
 from launcher.takeover import Office, Term, last_term
 
@@ -58,10 +59,10 @@ class Post:
         with self._lock:
             if self._over or not self._office.held():
                 return False
-            self._write("running", *self._said, "")
+            self._write("running", *self._said)
             return True
 
-    def write(self, state: str, step: int, nodes: Sequence[Node], message: str = "") -> None:
+    def write(self, outcome: Outcome, step: int, nodes: Sequence[Node]) -> None:
         """Write the last status.json.
 
         Raises:
@@ -69,9 +70,11 @@ class Post:
         """
         with self._lock:
             self._over = True
-            self._write(state, step, nodes, message)
+            self._write(outcome.state, step, nodes, outcome.message, outcome.exit_code)
 
-    def _write(self, state: str, step: int, nodes: Sequence[Node], message: str) -> None:
+    def _write(
+        self, state: str, step: int, nodes: Sequence[Node], message: str = "", exit_code: int | None = None
+    ) -> None:
         status = Status(
             state=state,
             step=step,
@@ -83,6 +86,7 @@ class Post:
             cluster=self._cluster,
             nodes=tuple(n.folder for n in nodes),
             message=message,
+            exit_code=exit_code,
         )
         self._runs.write("status.json", status)
 

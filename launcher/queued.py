@@ -13,8 +13,6 @@ import msgspec
 
 from cluster import ClusterError, JobState, Queue, Request, open_queue
 from fgtrain.errors import Corrupt, KeyMissing, StoreError, UserError
-from fgtrain.lease import read_limits, read_spend
-from fgtrain.limits import exceeded
 from fgtrain.plan import Engine, World
 from fgtrain.runstore import RunFile, RunStore
 from launcher import foreground
@@ -24,6 +22,7 @@ from launcher.events import decode_events, whole_lines
 from launcher.exclusions import excluded_names
 from launcher.foreground import resume_command, say, where_results_are
 from launcher.money import UNKNOWN, Terms
+from launcher.outcome import EXIT_LIMIT
 from launcher.status import Status, live_state, process_token, read_status
 
 WAITING = "waiting"
@@ -247,11 +246,6 @@ def stop(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> bool:
     return True
 
 
-def _limit_reached(runs: RunStore) -> str | None:
-    """Return what the supervisor said of the limit at which it ended the run, None if it has reached none."""
-    return exceeded(read_limits(runs), read_spend(runs))
-
-
 class Watch:
     """Shows how a run fares whose supervisor is a job; the run does not care."""
 
@@ -331,7 +325,7 @@ class Watch:
             return 0
         if state == "stopped":
             say(f"{name} is stopped: {status.message}; `{resume_command(self._runs)}` goes on")
-            return 1 if status.message == _limit_reached(self._runs) else 130
+            return 1 if status.exit_code == EXIT_LIMIT else 130
         why = status.message if state == "failed" else "its job ended without a last word"
         say(f"{name} failed: {why} (logs: {logs})")
         return 1

@@ -18,7 +18,8 @@ _SILENT_S = 30.0
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`status.json`. States: running, finished, stopped, failed. `updated` in Unix seconds.
 
-    `pid` and `token` are the supervisor's, see `process_token`; `cluster` is the one that it runs on, by name.
+    `pid` and `token` are the supervisor's, see `process_token`; `cluster` is the one that it runs on, by name;
+    `exit_code` the one that it ended with, None where a supervisor's end was not the run's.
     """
 
     state: str
@@ -31,6 +32,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
     message: str = ""
     cluster: str = "local"
+    exit_code: int | None = None
 
 
 def read_status(runs: RunStore) -> Status | None:

@@ -99,7 +99,7 @@ class Supervisor:
                     self._post.rest()
         if not self._fenced and self._post:
             with self._patience():  # the outcome is what the user wants to hear of
-                self._post.write(outcome.state, self._listener.step, self._fleet.nodes, outcome.message)
+                self._post.write(outcome, self._listener.step, self._fleet.nodes)
         return outcome
 
     # -- beginning and ending -------------------------------------------------------------------------------------

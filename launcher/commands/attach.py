@@ -24,7 +24,7 @@ _POLL_S = 0.2
 
 
 def call(args: argparse.Namespace) -> int:
-    """Show the run's events until it ends; Ctrl-C leaves the run alone.
+    """Show the run's events until it ends, and return what its supervisor returned; Ctrl-C leaves the run alone.
 
     When the supervisor is gone and the agents go on without it, this process takes over.
     """
@@ -63,6 +63,8 @@ def _conclude(runs: RunStore, status: Status | None) -> int:
     if state in ("lost", "created") or status is None:
         say(f"{runs.run} has no supervisor; `{resume_command(runs)}` goes on")
         return 1
-    code = {"finished": 0, "stopped": 0}.get(state, 1)
+    code = status.exit_code
+    if code is None:
+        code = 0 if state in ("finished", "stopped") else 1
     conclude(runs, Outcome(state, code, status.message))
     return code

@@ -106,7 +106,8 @@ def go_back(runs: RunStore, step: int) -> None:
             forget(memory)
     status = read_status(runs)
     if status:  # else a run that was finished would still be, were we killed before it starts
-        runs.write("status.json", msgspec.structs.replace(status, state="stopped", step=manifest.step, message=""))
+        gone_back = msgspec.structs.replace(status, state="stopped", step=manifest.step, message="", exit_code=None)
+        runs.write("status.json", gone_back)
     say(f"{runs.run} goes on from step {manifest.step}; {len(newer)} newer snapshots are set aside")
 
 

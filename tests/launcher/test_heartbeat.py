@@ -10,6 +10,7 @@ from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher.clock import SystemClock
 from launcher.heartbeat import Heartbeat
+from launcher.outcome import Outcome
 from launcher.post import Post
 from launcher.status import read_status
 from launcher.takeover import take_office
@@ -79,7 +80,7 @@ def test_status_has_no_beat_after_the_last_word() -> None:
     first = updated(runs)
     assert post.again()
     assert updated(runs) > first
-    post.write("finished", 40, [])
+    post.write(Outcome("finished", 0), 40, [])
     assert not post.again()
     status = read_status(runs)
     assert status is not None

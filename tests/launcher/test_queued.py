@@ -10,17 +10,16 @@ import pytest
 
 from cluster import ClusterError
 from fgtrain.errors import Corrupt, UserError
-from fgtrain.limits import Limits, Spend
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
 from launcher import queued
 from launcher.queued import WAITING
+from launcher.status import read_status
 from tests.fgtrain.test_runstore import run_file
 from tests.testbed.queues import PENDING, FakeQueue, exclude, job, said
 
 NUMBERS = itertools.count()
-LIMIT = "--max-hours 1 is reached after 1.00 h"
 
 
 @pytest.fixture(autouse=True)
@@ -115,12 +114,13 @@ class TestWithItsQueue:
         queued.refuse_second(run, runs, lambda *_: queue)
 
 
-@pytest.mark.parametrize(("message", "code"), [(LIMIT, 1), ("job 17 was called off", 130)])
+@pytest.mark.parametrize(("told", "code"), [(1, 1), (0, 130), (None, 130)])
 def test_watching_a_run_to_its_limit_ends_with_the_code_of_a_limit(
-    run: RunFile, runs: RunStore, message: str, code: int
+    run: RunFile, runs: RunStore, told: int | None, code: int
 ) -> None:
-    runs.write("limits.json", Limits(max_hours=1))
-    runs.write("spend.json", Spend(seconds=3600))
     runs.write("job.json", job(id=""))
-    queued.write_state(runs, run, "slurm", "stopped", message)
+    queued.write_state(runs, run, "slurm", "stopped", "")
+    status = read_status(runs)
+    assert status
+    runs.write("status.json", msgspec.structs.replace(status, exit_code=told))
     assert queued.Watch(FakeQueue(state=None), run, runs).follow() == code

@@ -103,7 +103,7 @@ def test_run_that_reaches_a_limit_ends_at_a_step_boundary_with_a_commit_and_says
     assert scene.training.committed > 10
     status = read_status(scene.runs)
     assert status is not None
-    assert (status.state, status.message) == ("stopped", outcome.message)
+    assert (status.state, status.message, status.exit_code) == ("stopped", outcome.message, 1)
 
 
 def test_run_that_takes_no_step_lets_its_nodes_go() -> None:

@@ -43,6 +43,18 @@ def test_run_is_running_while_its_supervisor_lives() -> None:
     assert live_state(status(state="finished")) == "finished"
 
 
+@pytest.mark.parametrize(
+    ("state", "told", "code"), [("stopped", 1, 1), ("stopped", 0, 0), ("stopped", None, 0), ("failed", 2, 2)]
+)
+def test_attach_to_a_run_that_has_ended_returns_what_its_supervisor_did(
+    state: str, told: int | None, code: int, tmp_path: Path
+) -> None:
+    runs = RunStore(open_store(f"file://{tmp_path}"), run_file().name)
+    runs.create("run.json", run_file())
+    runs.write("status.json", status(state=state, message="why", exit_code=told))
+    assert main(["attach", runs.run, "--store", str(tmp_path)]) == code
+
+
 def test_supervisor_on_another_host_is_lost_when_it_falls_silent() -> None:
     assert live_state(status(host="elsewhere")) == "running"
     assert live_state(status(host="elsewhere", updated=time.time() - 60)) == "lost"
