@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Node, Rented, TwoKinds, Unreachable
+from cluster import Cluster, ClusterError, Node, Offer, Rented, TwoKinds, Unreachable
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
@@ -106,18 +107,28 @@ def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World
     nodes = usable_nodes(runs, cluster_name, cluster, world)
     if isinstance(cluster, Rented):
         if cluster.held(runs.run) is None:
-            _check_offers(cluster, len(nodes), either=deadline and isinstance(cluster, TwoKinds))
+            offers(cluster, len(nodes), deadline=deadline)
         return
     all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])])
 
 
-def _check_offers(cluster: Rented, count: int, *, either: bool) -> None:
+def offers(cluster: Rented, count: int, *, deadline: bool) -> list[Offer]:
+    """Return what a run's machines could be rented as; with a `deadline`, of both kinds, as the first to be tried.
+
+    Raises:
+        ClusterError: nothing fits, or nobody can be asked.
+    """
+    if not (deadline and isinstance(cluster, TwoKinds)):
+        return cluster.offers(count)
+    spot: list[Offer] = []
+    with contextlib.suppress(ClusterError):
+        spot = cluster.offers(count, spot=True)
     try:
-        cluster.offers(count, spot=True if either else None)
+        return spot + cluster.offers(count, spot=False)
     except ClusterError:
-        if not either:
+        if not spot:
             raise
-        cluster.offers(count, spot=False)
+        return spot
 
 
 def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: World) -> list[Node]:

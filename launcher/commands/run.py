@@ -52,8 +52,8 @@ def call(args: argparse.Namespace) -> int:
     if not args.dry_run:  # which leaves no trace
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
+    deadline = asked.deadline is not None
     if not args.dry_run and not queue:
-        deadline = asked.deadline is not None
         foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
@@ -63,7 +63,7 @@ def call(args: argparse.Namespace) -> int:
         return 0
     if args.dry_run:
         nodes = foreground.usable_nodes(RunStore(store, run.name), cluster_name, cluster, world)
-        print("\n".join(dry_run(run, store, cluster, nodes, world, args.port)))
+        print("\n".join(dry_run(run, store, cluster, nodes, world, args.port, deadline=deadline)))
         return 0
     runs = prepare.register(run, store)
     runs.write(supervision.KEY, settings)
@@ -95,10 +95,18 @@ def planned(run: RunFile, store: Store, world: World) -> list[str]:
 
 
 def dry_run(
-    run: RunFile, store: Store, cluster: Cluster, nodes: Sequence[Node], world: World, port: int | None
+    run: RunFile,
+    store: Store,
+    cluster: Cluster,
+    nodes: Sequence[Node],
+    world: World,
+    port: int | None,
+    *,
+    deadline: bool = False,
 ) -> list[str]:
     """Return the plan, what the machines are offered for, and the command of every node, as lines."""
-    offers = [f"offer      {offer}" for offer in cluster.offers(len(nodes))] if isinstance(cluster, Rented) else []
+    found = foreground.offers(cluster, len(nodes), deadline=deadline) if isinstance(cluster, Rented) else []
+    offers = [f"offer      {offer}" for offer in found]
     where, meeting = cluster.rendezvous_node(run.name) or nodes[0], port or "FREE_PORT"
     commands = [(where, rendezvous_command(where, meeting))]
     for node, share_ in zip(nodes, cluster.hardware(nodes), strict=True):

@@ -85,6 +85,22 @@ def test_machines_that_were_lost_meanwhile_are_no_obstacle_to_going_on(bed: Bed,
         assert launches(bed) == ["spot", "spot"], run.output()
 
 
+@pytest.mark.parametrize(
+    ("missing", "kinds"),
+    [((), [True, True, False, False]), (("no-spot",), [False, False]), (("no-spot", "no-on-demand"), [])],
+)
+def test_dry_run_with_a_deadline_shows_offers_of_both_kinds(
+    bed: Bed, runs: Runs, missing: tuple[str, ...], kinds: list[bool]
+) -> None:
+    for name in missing:
+        (bed.folder / name).touch()
+    done = runs.call(*RECIPE, "--deadline", "12h", "--dry-run")
+    offers = [line for line in done.stdout.splitlines() if line.startswith("offer ")]
+    assert ["(spot)" in offer for offer in offers] == kinds, done.stderr
+    assert done.returncode == (0 if kinds else 2)
+    assert not launches(bed)
+
+
 @pytest.mark.parametrize("missing", ["offers", "skypilot"])
 def test_what_cannot_be_rented_is_said_in_a_line_before_a_run_is_registered(bed: Bed, runs: Runs, missing: str) -> None:
     if missing == "offers":
