@@ -17,6 +17,10 @@ class Unreachable(ClusterError):
     """A node does not answer now. Whether its programs live is not known; it may come back."""
 
 
+class CalledOff(ClusterError):
+    """Machines were being rented, and are not wanted any more: see `Rented.call_off`."""
+
+
 class Node(NamedTuple):
     """One machine of a run.
 
@@ -305,6 +309,12 @@ class Rented(Protocol):
 
     def held(self, run: str) -> Held | None:
         """Return what is rented for a run; None: nothing, or it is known to be lost."""
+
+    def call_off(self, run: str) -> None:
+        """Rent no machines for a run from now on: whoever is about to meets `CalledOff`, when what was begun is ended.
+
+        Waits for nothing, so that a handler of signals may call it.
+        """
 
     def give_back(self, run: str) -> None:
         """End the rent of a run's machines; no error if there is none.

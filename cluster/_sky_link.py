@@ -77,6 +77,11 @@ class Driver:
                 start_new_session=True,  # Ctrl-C is ours to deal with
             )
 
+    def abort(self) -> None:
+        """Have what is being asked fail at once; SkyPilot's server goes on with it. Takes no lock, does not wait."""
+        if process := self._process:
+            process.kill()
+
     def _last_words(self) -> str:
         words = " ".join(self._log.read_text(encoding="utf-8", errors="replace").split())
         return words[-_SHOWN:] or "it said nothing"

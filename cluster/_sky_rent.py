@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster import ClusterError, Node, Offer
+from cluster import CalledOff, ClusterError, Node, Offer
 from cluster import _sky_task as words
 from cluster._sky_link import Driver
 
@@ -64,6 +64,8 @@ class Landlord:
         self._gone: dict[str, int] = {}  # cluster -> the serial number that is no more
         self._ended: dict[str, int] = {}  # cluster -> the serial number that was given back: it never comes again
         self._asked: dict[str, float] = {}
+        self._launching = ""
+        self._called_off: set[str] = set()
         self._spot: dict[str, bool] = {}  # cluster -> the kind that is preferred, over what the settings say
 
     def ask(self, action: str, **arguments: Any) -> Any:
@@ -138,9 +140,29 @@ class Landlord:
 
     def _launch(self, cluster: str, count: int, serial: int) -> Rent:
         self._say(f"{cluster}: SkyPilot launches {count} nodes; what it says is in {self.log}")
-        idle = words.autostop(self._settings)
-        found = self.ask("launch", cluster=cluster, config=self.task(cluster, count), idle_minutes=idle)
-        return self._keep(cluster, serial + 1, found)
+        idle, config = words.autostop(self._settings), self.task(cluster, count)
+        self._launching = cluster  # before the look: a signal may come at any moment
+        try:
+            if cluster not in self._called_off:
+                found = self.ask("launch", cluster=cluster, config=config, idle_minutes=idle)
+                return self._keep(cluster, serial + 1, found)
+        except ClusterError:
+            if cluster not in self._called_off:
+                raise
+        finally:
+            self._launching = ""
+        self._say(f"{cluster}: called off; SkyPilot gives back what it has begun to launch")
+        try:
+            self.ask("down", cluster=cluster)
+        except ClusterError as error:
+            self._say(f"{cluster}: it may still be rented: {error}")
+        raise CalledOff(f"{cluster}: its launch was called off")
+
+    def call_off(self, cluster: str) -> None:
+        """Launch a cluster no more, and end the launch that is going on. For handlers of signals: takes no lock."""
+        self._called_off.add(cluster)
+        if self._launching == cluster and self._driver:
+            self._driver.abort()
 
     def _keep(self, cluster: str, serial: int, found: Mapping[str, Any]) -> Rent:
         offer = words.parse_offer(found["offer"])

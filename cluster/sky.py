@@ -147,6 +147,10 @@ class SkyCluster:
         gone = rent is None or self._landlord.is_gone(cluster, rent.serial)
         return None if rent is None or gone else Held(rent.offer, rent.serial)
 
+    def call_off(self, run: str) -> None:
+        """See `Rented`."""
+        self._landlord.call_off(words.cluster_name(run))
+
     def give_back(self, run: str) -> None:
         """See `Rented`."""
         cluster = words.cluster_name(run)

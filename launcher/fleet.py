@@ -287,8 +287,11 @@ def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
     Raises:
         ClusterError: one cannot be.
     """
+    each = list(dict.fromkeys(nodes))
+    if isinstance(cluster, Rented):  # the first has all of them rented, and should that fail, no other is to try again
+        cluster.make_ready(each.pop(0))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(cluster.make_ready, dict.fromkeys(nodes)))
+        list(pool.map(cluster.make_ready, each))
 
 
 def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 
 class Interrupts:
     """While entered, the process is not interrupted, and `received` tells whether somebody tried.
 
-    Outside of the main thread, which alone hears signals, it never is.
+    Outside of the main thread, which alone hears signals, it never is. `then` is called each time, by the handler: it
+    may end what the process waits for, and must not wait itself.
     """
 
-    def __init__(self) -> None:
-        self.received = False
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.received, self._then = False, then
         self._former: list[tuple[signal.Signals, object]] = []
 
     def __enter__(self) -> Interrupts:
@@ -28,3 +30,4 @@ class Interrupts:
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
+        self._then()

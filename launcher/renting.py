@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from cluster import Cluster, ClusterError, Held, Rented, TwoKinds
+from cluster import CalledOff, Cluster, ClusterError, Held, Rented, TwoKinds
 from fgtrain.runstore import RunFile
 from launcher.buying import Aim, Pacer, wanted
 from launcher.clock import Clock
@@ -53,12 +53,15 @@ class Renter:
 
         Raises:
             Waits: there are none, and there is time.
+            CalledOff: see `call_off`.
             ClusterError: nothing is to be had.
         """
         refused: ClusterError | None = None
         for kind in self._kinds(step, may_wait):
             try:
                 return self._rent(kind, have)
+            except CalledOff:
+                raise
             except ClusterError as error:
                 refused = error
                 self.count()
@@ -93,6 +96,11 @@ class Renter:
             yield Capacity.ON_DEMAND if kind is Capacity.NONE else kind
             if kind is not Capacity.SPOT:
                 return
+
+    def call_off(self) -> None:
+        """End what `rent` waits for, if it does; from a handler of signals."""
+        if self._cluster is not None:
+            self._cluster.call_off(self._run.name)
 
     def count(self) -> None:
         """Count what is rented at the price that it was taken for, and tell when it is of another kind than before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cluster import Cluster, ClusterError, Rented, Unreachable
+from cluster import CalledOff, Cluster, ClusterError, Rented, Unreachable
 from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
@@ -80,7 +80,7 @@ class Supervisor:
         self._renter = Renter(cluster, run, self._meter, terms, self._clock, self._note)
         self._post: Post | None = None
         self._fenced = False
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(self._renter.call_off)
         self._waiting = False
         self._next_slow = 0.0
 
@@ -127,6 +127,8 @@ class Supervisor:
         self._beat()
         try:
             return self._start()
+        except CalledOff:
+            return None  # whoever called it off has said why
         except ClusterError as error:
             return Outcome("failed", 1, f"capacity: {error}")
 

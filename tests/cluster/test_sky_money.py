@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +121,27 @@ def test_kind_that_is_not_on_offer_at_all_is_done_without(bed: Bed, runs: Runs) 
     (bed.folder / "full-spot").touch()
     done = runs.call(*RECIPE, *SHORT, "--deadline", "12h", "--max-cost", "100")
     assert (done.returncode, launches(bed)) == (1, ["spot", "on-demand"]), done.stderr
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_launch_is_called_off_at_once_and_what_it_had_begun_is_given_back(bed: Bed, runs: Runs, sig: int) -> None:
+    (bed.folder / "slow").touch()
+    with runs.start("run", *RECIPE, "--nodes", "2", "--deadline", "12h") as run:
+        wait_for(lambda: (bed.folder / cluster_name("run")).exists(), "the launch has begun")
+        run.process.send_signal(sig)
+        assert run.wait() == 130, run.output()
+        assert "called off; SkyPilot gives back" in run.output()
+    assert launches(bed) == ["spot"]
+    assert not (bed.folder / cluster_name("run")).exists()
+    (bed.folder / "slow").unlink()
+    resumed = runs.call("resume", "run", *SHORT)
+    assert "--max-hours 0.0001 is reached" in resumed.stderr
+
+
+def test_launch_that_fails_is_tried_once_whatever_the_number_of_nodes(bed: Bed, runs: Runs) -> None:
+    (bed.folder / "full").touch()
+    done = runs.call(*RECIPE, "--nodes", "3")
+    assert (done.returncode, launches(bed)) == (1, ["spot"]), done.stderr
 
 
 def test_run_that_gets_no_machines_fails_and_can_be_gone_on_with(bed: Bed, runs: Runs) -> None:

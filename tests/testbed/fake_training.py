@@ -184,6 +184,9 @@ class RentingCluster(FakeCluster):
     def give_back(self, run: str) -> None:
         self._held = ""
 
+    def call_off(self, run: str) -> None:
+        pass
+
     def renew(self, node: Node) -> Node:
         self.make_ready(node)
         return node

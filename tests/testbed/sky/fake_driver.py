@@ -3,8 +3,8 @@
 A machine is a home folder; its job is run by bash, as SkyPilot's are, and it is reached by an sshd of its own that has
 no port: OpenSSH's client starts one for each connection. Everything on it carries its home in the environment, so that
 all of it can be lost at once. FOLDER/full makes every launch fail, FOLDER/full-spot those of spot machines;
-FOLDER/here-is-full has the dearer place be taken; FOLDER/no-spot and FOLDER/no-on-demand leave that kind out of all
-offers. FOLDER/calls has what was asked.
+FOLDER/slow has launches take as long as it is there; FOLDER/here-is-full has the dearer place be taken; FOLDER/no-spot
+and FOLDER/no-on-demand leave that kind out of all offers. FOLDER/calls has what was asked.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class FakeSky:
         self.down(cluster)
         for rank in range(config["num_nodes"]):
             self.home(cluster, rank).mkdir(parents=True)
+        while (self.folder / "slow").exists():
+            time.sleep(0.1)
         return self._run(cluster, config)
 
     def run_job(self, cluster: str, config: Mapping[str, Any], instead_of: int) -> dict[str, Any]:
