@@ -36,8 +36,8 @@ class Fitted(msgspec.Struct, frozen=True):
     shown: int | None = None
 
     def micro_at(self, step: int, planned: int) -> int:
-        """Return the micro-batch of a step, where the plan's is `planned`: a divisor of it."""
-        return min([planned, *(c.micro for c in self.cuts if c.step <= step and planned % c.micro == 0)])
+        """Return the micro-batch of a step, where the plan's is `planned`: its largest divisor that no cut forbids."""
+        return _divisor(planned, min((c.micro for c in self.cuts if c.step <= step), default=planned))
 
     def cut(self, step: int, micro: int) -> Fitted:
         """Return the same with a smaller micro-batch from `step` on."""
@@ -47,7 +47,12 @@ class Fitted(msgspec.Struct, frozen=True):
 
     def shown_at_most(self, planned: int) -> int:
         """Return how many samples evaluation takes at a time, where the recipe says `planned`: a divisor of it."""
-        return self.shown if self.shown and planned % self.shown == 0 else planned
+        return _divisor(planned, self.shown or planned)
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most `most`."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
 def smaller(micro: int) -> int | None:

@@ -62,11 +62,12 @@ def build_sharded(strategy: FSDP, recipe: Recipe, place: Place) -> ShardedState:
 
     Raises:
         UserError: `precision=auto` turned out to be fp32, and parameters should be gathered as bf16; or the network
-            has no blocks to compile.
+            has no blocks to compile, or parameters that cannot be sharded.
     """
     gathers = gathers_as(strategy, recipe, place.device)
     ensure_group(place)
     net = build_net(replace(recipe, channels_last=False), place.device)
+    refuse_numbers(net)
     sharded = units(net, strategy.unit)
     if recipe.compile:
         blocks = apart(net, sharded)
@@ -108,6 +109,20 @@ def shard(net: nn.Module, blocks: list[nn.Module], strategy: FSDP, dtype: torch.
     for unit in blocks:
         fully_shard(unit, mp_policy=policy, **options)
     fully_shard(net, mp_policy=policy, **options)
+
+
+def refuse_numbers(net: nn.Module) -> None:
+    """Refuse a network that `fully_shard` cannot shard.
+
+    Raises:
+        UserError: it has parameters that are single numbers, of shape ().
+    """
+    found = [name for name, p in net.named_parameters() if p.dim() == 0]
+    if found:
+        raise UserError(
+            f"strategy=fsdp: the model has parameters that are single numbers, which FSDP does not shard ({found[0]}"
+            f"{f' and {len(found) - 1} more' if found[1:] else ''}): --strategy ddp, or zero1 to zero3"
+        )
 
 
 def gathered_dtype(strategy: FSDP, computes_in: torch.dtype) -> torch.dtype:

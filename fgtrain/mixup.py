@@ -30,8 +30,11 @@ def drawn(recipe: Recipe, step: int, micro_batch: int) -> Blend | None:
 
 
 def blended(x_NCHW: torch.Tensor, blend: Blend | None) -> torch.Tensor:
-    """Blend normalised pictures; they keep their memory format."""
-    return x_NCHW if blend is None else torch.lerp(x_NCHW.roll(1, 0), x_NCHW, blend.share)
+    """Blend normalised pictures; they keep their memory format, which `roll` does not on a GPU."""
+    if blend is None:
+        return x_NCHW
+    before_NCHW = torch.cat((x_NCHW[-1:], x_NCHW[:-1]))
+    return torch.lerp(before_NCHW, x_NCHW, blend.share)
 
 
 def loss(logits_NC: torch.Tensor, labels_N: torch.Tensor, blend: Blend | None, smoothing: float) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable
 
 import torch
@@ -20,19 +19,32 @@ from fgtrain.plan import Plan
 from fgtrain.recipe import Recipe, replace
 from fgtrain.runstore import RunStore
 from fgtrain.savings import Saving, savings, spell, spell_one
+from fgtrain.shortages import may_say_computation, says_computation
 from fgtrain.sizes import measure
 from fgtrain.tensors import to_input
 
-# Source: texts of PyTorch's c10 and ATen (CUDABlas.cpp, cudnn Exceptions.h, CPUAllocator.cpp) and of the CUDA runtime.
-_TEXTS = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
-    r"|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED|DefaultCPUAllocator: (can't|not enough)"
-)
+_SCARCE = 1 / 4  # of a device's memory: less is free where there was none for a computation, fragments included
 
 
 def is_oom(error: RuntimeError) -> bool:
     """Tell whether an error says that there was no memory for a computation."""
-    return isinstance(error, torch.OutOfMemoryError) or bool(_TEXTS.search(str(error)))
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or says_computation(text)
+        or (may_say_computation(text) and _is_scarce())
+    )
+
+
+def _is_scarce() -> bool:
+    """Tell whether the current GPU is nearly full. PyTorch has given back what it kept before it let anything fail."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # the device has failed for another reason
+        return False
+    return free < total * _SCARCE
 
 
 def make_room(device: torch.device) -> None:

@@ -104,8 +104,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a worker gave up. `time` in Unix seconds; attempt 0: it failed before the attempt began.
 
     Kinds: "user" (not worth another try), "peer" (it lost the others), "fitted" (it wants to start again with smaller
-    micro-batches), "outage" (a store could not be reached), "error" (anything else). `step`: the one it was taking,
-    from 0; None: it took none. `folder`: its node's working folder.
+    micro-batches), "outage" (a store could not be reached), "oom" (memory ran out), "error" (anything else).
+    `step`: the one it was taking, from 0; None: it took none. `folder`: its node's working folder.
     """
 
     attempt: int

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from fgtrain.checkpointing import checkpoint
 from fgtrain.errors import UserError
 from fgtrain.freeze import train_mode
-from fgtrain.fsdp import DTYPES, exact_norms, gathered_dtype, units
+from fgtrain.fsdp import DTYPES, exact_norms, gathered_dtype, refuse_numbers, units
 from fgtrain.gathering import Gathering, grouped
 from fgtrain.memory import Moment, Sizes
 from fgtrain.models import Model
@@ -53,6 +53,7 @@ def measure(recipe: Recipe, device: torch.device = _CPU) -> Sizes:
 
 def _sharded(net: torch.nn.Module, recipe: Recipe, strategy: FSDP, dtype: torch.dtype) -> Sizes:
     """Return the sizes where parameters are there only while they are needed, as the type that they are gathered as."""
+    refuse_numbers(net)
     gathered, summed = gathered_dtype(strategy, dtype), DTYPES[strategy.reduce_dtype]
     exact = exact_norms(net, gathered)
     _pretend(net, gathered, {p for norm in exact for p in norm.parameters()})

@@ -32,6 +32,7 @@ from fgtrain.notice import Flag, Watch
 from fgtrain.phases import Phases
 from fgtrain.pulse import Phase, Pulse
 from fgtrain.runstore import Attempt, Failure, RunStore
+from fgtrain.shortages import says_any
 from fgtrain.stores import open_store
 
 COLLECTIVE_TIMEOUT_S = 300.0
@@ -187,7 +188,7 @@ def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception)
 
 
 def _kind(error: Exception) -> str:
-    """Tell the user's mistakes, outages, and a rank that only lost its peers, from failures of this rank's own."""
+    """Tell the user's mistakes, outages, want of memory, and a rank that only lost its peers from other failures."""
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, Refitted):
@@ -196,6 +197,10 @@ def _kind(error: Exception) -> str:
         return "outage"
     import torch.distributed as dist
 
+    from fgtrain.oom import is_oom
+
+    if says_any(f"{type(error).__name__}: {error}") or (isinstance(error, RuntimeError) and is_oom(error)):
+        return "oom"  # also where NCCL says so, which is no loss of a peer
     lost_peer = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "store->get")
     if isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(w in str(error) for w in lost_peer)

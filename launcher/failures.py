@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 from fgtrain.notice import LEAVES
 from fgtrain.runstore import Failure
+from fgtrain.shortages import says_any
 
 Kind = Literal["user", "hardware", "oom", "capacity", "fitted", "hang", "error", "preemption", "lost"]
 KINDS: tuple[Kind, ...] = ("user", "hardware", "oom", "capacity", "fitted", "hang", "error", "preemption", "lost")
@@ -36,22 +37,14 @@ _WORDS = {
     _OOM_KILLED: "killed, probably for want of memory",
 }
 
-_TEXTS: tuple[tuple[Kind, str], ...] = (
-    # Source: NVIDIA "XID Errors", CUDA runtime API error strings, PyTorch's c10 exception texts.
-    (
-        "hardware",
-        r"\bXid\b|uncorrectable ECC|\bECC error|device-side hardware|GPU has fallen off the bus|hardware stack error"
-        r"|unspecified launch failure|NVLink error|system not yet initialized|no CUDA-capable device"
-        r"|CUDA driver initialization failed|nvidia-smi has failed|CUDA-capable device\(s\) is/are busy or unavailable"
-        r"|cudaErrorHardwareStackError|cudaErrorECCUncorrectable",
-    ),
-    (
-        "oom",
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|MemoryError"
-        r"|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory|std::bad_alloc",
-    ),
-    ("capacity", r"No space left on device|\[Errno 28\]|the disk is full|Disk quota exceeded"),
+# Source: NVIDIA "XID Errors", CUDA runtime API error strings, PyTorch's c10 exception texts.
+_HARDWARE = (
+    r"\bXid\b|uncorrectable ECC|\bECC error|device-side hardware|GPU has fallen off the bus|hardware stack error"
+    r"|unspecified launch failure|NVLink error|system not yet initialized|no CUDA-capable device"
+    r"|CUDA driver initialization failed|nvidia-smi has failed|CUDA-capable device\(s\) is/are busy or unavailable"
+    r"|cudaErrorHardwareStackError|cudaErrorECCUncorrectable"
 )
+_CAPACITY = r"No space left on device|\[Errno 28\]|the disk is full|Disk quota exceeded"
 
 
 class Sign(NamedTuple):
@@ -74,7 +67,11 @@ class Sign(NamedTuple):
 
 def classify_text(text: str) -> Kind:
     """Return the class of an exception by its text."""
-    return next((kind for kind, pattern in _TEXTS if re.search(pattern, text)), "error")
+    if re.search(_HARDWARE, text):
+        return "hardware"
+    if says_any(text):
+        return "oom"
+    return "capacity" if re.search(_CAPACITY, text) else "error"
 
 
 def classify_exit(code: int) -> Kind:
@@ -97,6 +94,8 @@ def sign_of(failure: Failure) -> Sign:
         kind = "user"
     elif failure.kind == "fitted":
         kind = "fitted"
+    elif failure.kind == "oom":
+        kind = "oom"
     elif failure.kind == "peer":  # NCCL and gloo say so of a broken link and of a dead peer alike
         kind = "lost"
     else:

@@ -40,8 +40,12 @@ def test_a_step_has_the_smallest_micro_batch_found_up_to_it(found: list[tuple[in
     assert msgspec.json.decode(msgspec.json.encode(fitted), type=Fitted) == fitted
 
 
-def test_a_micro_batch_that_cuts_no_whole_one_is_not_used() -> None:
-    assert Fitted(cuts=(Cut(0, 4),)).micro_at(0, 6) == 6
+@pytest.mark.parametrize(("planned", "cut", "left"), [(6, 4, 3), (10, 6, 5), (12, 6, 6), (4, 8, 4), (7, 6, 1)])
+def test_what_did_not_fit_is_not_tried_again_where_another_world_has_another_plan(
+    planned: int, cut: int, left: int
+) -> None:
+    assert Fitted(cuts=(Cut(0, cut),)).micro_at(0, planned) == left
+    assert Fitted(shown=cut).shown_at_most(planned) == left
 
 
 def test_other_micro_batches_leave_the_steps_as_they_are() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fgtrain.errors import UserError
-from fgtrain.fsdp import gathers_as
+from fgtrain.fsdp import gathers_as, refuse_numbers
 from fgtrain.place import Place
 from fgtrain.recipe import replace
 from fgtrain.strategies.fsdp import FSDP
@@ -22,6 +22,15 @@ def test_bf16_parameters_are_refused_in_one_line_where_auto_is_fp32() -> None:
     assert "\n" not in str(told.value)
     for part in ("strategy.param_dtype=bf16: precision=auto is fp32", "(cpu)", "--set precision=bf16"):
         assert part in str(told.value)
+
+
+def test_parameters_that_are_numbers_are_refused_by_name() -> None:
+    net = torch.nn.Linear(2, 2)
+    refuse_numbers(net)
+    for name in ("gain", "skip"):
+        net.register_parameter(name, torch.nn.Parameter(torch.ones(())))
+    with pytest.raises(UserError, match=r"^strategy=fsdp: .* \(gain and 1 more\): --strategy ddp"):
+        refuse_numbers(net)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,23 @@ def test_errors_that_mean_no_memory_are_told_from_others() -> None:
     assert not is_oom(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FIND was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_what_is_said_of_other_things_too_means_no_memory_on_a_device_that_is_full(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_oom(RuntimeError(text)), "without a device"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for free, meant in ((1, True), (50, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 100))
+        assert is_oom(RuntimeError(text)) == meant
+
+
 def test_network_without_blocks_to_compute_anew_is_refused_by_name() -> None:
     net = torch.nn.Linear(2, 2)
     assert not is_checkpointed(net)
