@@ -26,8 +26,11 @@ _START_S = 60.0
 _KILL_S = 30.0
 _END_S = 5.0
 _LISTENS = (
-    "import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
-    "s.bind((sys.argv[1], int(sys.argv[2]))); print(s.getsockname()[1])"
+    "import socket, sys; host, port = sys.argv[1:];"
+    "kinds = {f[0] for f in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)};"
+    "s = socket.socket(socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6);"
+    "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
+    "s.bind((host, int(port))); print(s.getsockname()[1])"
 )
 _IN_USE, _DENIED = 98, 13  # Source: errno(3)
 
