@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cluster import ClusterError, Command, Hardware, JobState, Node, Request, _machine
+from cluster import ClusterError, Command, Hardware, JobState, Node, Request, _machine, check_project
 from cluster import _slurm_words as words
 
 _CALL_S = 60.0
@@ -105,6 +105,7 @@ class SlurmQueue:
 
     def submit(self, request: Request) -> str:
         """See `Queue`."""
+        check_project(self._project)  # Slurm would start the job in /tmp
         try:
             (self._work / request.run).mkdir(parents=True, exist_ok=True)  # or Slurm cannot write the job's output
         except OSError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import ClusterError, Command, Node, Request
 from cluster import _slurm_words as words
-from cluster.slurm import SlurmCluster
+from cluster.slurm import SlurmCluster, SlurmQueue
 from fgtrain.listener import listen_at
 from tests.testbed.addresses import BOTH
 
@@ -228,3 +228,10 @@ def test_ports_are_told_at_either_kind_of_address(
     assert not cluster.port_in_use(node, port)
     with listen_at(address, port):
         assert cluster.port_in_use(node, port)
+
+
+def test_job_is_not_queued_from_a_machine_without_the_project(tmp_path: Path) -> None:
+    queue = SlurmQueue(words.Settings(), tmp_path / "gone", tmp_path / "work")
+    with pytest.raises(ClusterError, match="/gone, where the run was begun, is not on this machine: put a copy"):
+        queue.submit(REQUEST)
+    assert not (tmp_path / "work").exists()

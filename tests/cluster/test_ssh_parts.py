@@ -114,6 +114,16 @@ def test_loopback_is_found_on_this_machine() -> None:
     assert interface_of("127.0.0.1", interface_addresses()) == "lo"
 
 
+def test_what_a_run_keeps_is_not_old(tmp_path: Path) -> None:
+    (tmp_path / "env").symlink_to(tmp_path / "made")
+    assert not _host_files.keep(str(tmp_path), "env"), "it leads to nothing"
+    (tmp_path / "made").mkdir()
+    os.utime(tmp_path / "env", (0, 0), follow_symlinks=False)
+    assert _host_files.keep(str(tmp_path), "env")
+    assert (tmp_path / "env").lstat().st_mtime > 0
+    assert not _host_files.keep(str(tmp_path), "project")
+
+
 @pytest.mark.parametrize("address", [*BOTH, "localhost"])
 def test_ports_are_told_at_either_kind_of_address_and_at_a_name(address: str) -> None:
     port = free_port(address)
