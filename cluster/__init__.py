@@ -343,6 +343,16 @@ def kinds() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+def check_project(project: Path) -> None:
+    """Refuse to start programs in a folder that is not here, as when a run is resumed from another machine.
+
+    Raises:
+        ClusterError
+    """
+    if not project.is_dir():
+        raise ClusterError(f"{project}, where the run was begun, is not on this machine: put a copy of its code there")
+
+
 def open_cluster(kind: str, settings: Mapping[str, Any], project: Path, work: Path) -> Cluster:
     """Open a cluster through the `open_cluster(settings, project, work)` of its backend's module.
 

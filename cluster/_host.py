@@ -83,6 +83,7 @@ ACTIONS = {
     "missing": files.missing,
     "assemble": files.assemble,
     "link": files.link,
+    "keep": files.keep,
     "make_environment": files.make_environment,
     "prune": pruning.prune,
 }

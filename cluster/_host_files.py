@@ -117,6 +117,15 @@ def link(folder: str, name: str, target: str) -> None:
     part.replace(Path(folder) / name)
 
 
+def keep(folder: str, name: str) -> bool:
+    """Let a run's folder have the link of a name that it has, as if it were new; False if it leads to nothing."""
+    place = Path(folder) / name
+    if not place.is_dir():
+        return False
+    os.utime(str(place), follow_symlinks=False)  # what it leads to is not old
+    return True
+
+
 # -- environments -------------------------------------------------------------------------------------------------
 
 

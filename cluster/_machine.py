@@ -101,4 +101,6 @@ def interface_of(address: str, interfaces: Mapping[str, list[str]]) -> str | Non
 
 
 def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+    """Return IPv4, unless an address, or what a name stands for, is IPv6 only."""
+    kinds = {found[0] for found in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)}
+    return socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, JobState, Request
+from cluster import ClusterError, JobState, Request, check_project
 from cluster import _sky_task as words
 from cluster._sky_rent import Landlord
 from cluster._ssh_settings import parse_settings
@@ -42,6 +42,7 @@ class SkyQueue:
 
     def submit(self, request: Request) -> str:
         """See `Queue`."""
+        check_project(self._project)
         config = self._config(request)
         return str(self._landlord.ask("launch_managed", config=config, name=config["name"]))
 

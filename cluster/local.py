@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, Command, Hardware, Node, Report, _machine, _marks, equal_share
+from cluster import ClusterError, Command, Hardware, Node, Report, _machine, _marks, check_project, equal_share
 from cluster._marks import MARK, STARTER
 
 
@@ -86,6 +86,7 @@ class LocalCluster:
 
     def make_ready(self, node: Node) -> None:
         """See `Cluster`."""
+        check_project(self._project)
         try:
             Path(node.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:

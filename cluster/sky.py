@@ -16,7 +16,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from cluster import ClusterError, Command, Hardware, Held, Node, Offer, Process, Report, Unreachable, _sky_pods
+from cluster import (
+    ClusterError,
+    Command,
+    Hardware,
+    Held,
+    Node,
+    Offer,
+    Process,
+    Report,
+    Unreachable,
+    _sky_pods,
+    check_project,
+)
 from cluster import _sky_task as words
 from cluster._sky_queue import JOB, SkyQueue
 from cluster._sky_rent import Landlord, Rent
@@ -183,6 +195,8 @@ class SkyCluster:
         """See `Cluster`. The first node to be made ready has the whole cluster rented, which takes minutes."""
         cluster = _cluster(node)
         with self._lock:
+            if self._landlord.rent(cluster) is None:
+                self._check_project()
             rent = self._landlord.have(cluster, self._counts.get(cluster, 1), self._answers)
             ssh = self._ssh(cluster, rent)
             if not rent.nodes:
@@ -192,6 +206,15 @@ class SkyCluster:
                     raise ClusterError(f"{error}; its job said: {self._landlord.said(cluster, rent.job)}") from error
                 self._landlord.note(cluster, rent._replace(nodes=tuple(nodes)))
         ssh.make_ready(self._current(node))
+
+    def _check_project(self) -> None:
+        """Rent nothing that would have neither code nor environment.
+
+        Raises:
+            ClusterError
+        """
+        if not self.shares_files and not {"project", "python"} <= self._settings.ssh.keys():
+            check_project(self._project)
 
     def _answers(self, cluster: str, rent: Rent) -> bool:
         """Tell whether programs can be started on all machines: then SkyPilot, which takes its time, is not asked."""

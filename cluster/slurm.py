@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cluster import ClusterError, Command, Hardware, JobState, Node, Request, _machine
+from cluster import ClusterError, Command, Hardware, JobState, Node, Request, _machine, check_project
 from cluster import _slurm_words as words
 
 _CALL_S = 60.0
@@ -26,8 +26,11 @@ _START_S = 60.0
 _KILL_S = 30.0
 _END_S = 5.0
 _LISTENS = (
-    "import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
-    "s.bind((sys.argv[1], int(sys.argv[2]))); print(s.getsockname()[1])"
+    "import socket, sys; host, port = sys.argv[1:];"
+    "kinds = {f[0] for f in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)};"
+    "s = socket.socket(socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6);"
+    "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
+    "s.bind((host, int(port))); print(s.getsockname()[1])"
 )
 _IN_USE, _DENIED = 98, 13  # Source: errno(3)
 
@@ -102,6 +105,7 @@ class SlurmQueue:
 
     def submit(self, request: Request) -> str:
         """See `Queue`."""
+        check_project(self._project)  # Slurm would start the job in /tmp
         try:
             (self._work / request.run).mkdir(parents=True, exist_ok=True)  # or Slurm cannot write the job's output
         except OSError as error:

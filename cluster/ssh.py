@@ -32,6 +32,7 @@ _SEND_S = 900.0
 _INSTALL_S = 3600.0
 _AT_ONCE = 32  # hosts
 _PACKAGE_ROOT = Path(__file__).parents[1]
+_SPELLED = {"project": "code", "env": "environment"}
 
 
 class SshProcess:
@@ -92,7 +93,7 @@ class SshCluster:
         self._settings, self._project = settings, project
         self.shares_files = settings.shared
         self._found: dict[str, dict[str, Any]] = {}
-        self._trees: list[tuple[str, _ssh_code.Tree]] | None = None
+        self._trees: dict[str, _ssh_code.Tree] = {}
         self._lock = threading.Lock()
 
     # -- nodes ----------------------------------------------------------------------------------------------------
@@ -205,14 +206,21 @@ class SshCluster:
     # -- making ready ---------------------------------------------------------------------------------------------
 
     def make_ready(self, node: Node) -> None:
-        """See `Cluster`: the code is sent and an environment made, what of both is not there yet."""
+        """See `Cluster`: the code is sent and an environment made, what of both is not there yet.
+
+        A run that is resumed from a machine without its project keeps what the node has of it.
+        """
         link, home = self._to(node), self._hello(self._host(node))["home"]
         cache = _expand(self._settings.cache, home)
         link.ask("make_folder", folder=node.folder)
+        own = (("project", node.project), ("env", node.python))
+        needed = [name for name, path in own if path.startswith(f"{node.folder}/")]
         done = []
-        if not self.shares_files:
-            done += self._send_code(link, cache, node)
-        if node.python.startswith(f"{node.folder}/"):
+        if needed and not self._project.is_dir():
+            done.append(self._kept(link, node, needed))
+            needed = []
+        done += self._send_code(link, cache, node, project="project" in needed)
+        if "env" in needed:
             done += self._make_environment(link, cache, node)
         if removed := link.ask(
             "prune", timeout_s=_SEND_S, cache=cache, folder=node.folder, keep=self._settings.keep
@@ -221,10 +229,26 @@ class SshCluster:
         if done:
             print(f"{node.name}: {'; '.join(done)}", file=sys.stderr, flush=True)
 
-    def _send_code(self, link: Link, cache: str, node: Node) -> list[str]:
-        """Send the code; returns what there is to tell."""
+    def _kept(self, link: Link, node: Node, names: Sequence[str]) -> str:
+        """Have a node keep what it has of the project, which is not on this machine; returns what there is to tell.
+
+        Raises:
+            ClusterError: it has not all of it.
+        """
+        for name in names:
+            if not link.ask("keep", folder=node.folder, name=name).value:
+                raise ClusterError(
+                    f"{self._project}, where the run was begun, is not on this machine, and {node.name} has no"
+                    f" {_SPELLED[name]} of it from before: put a copy of its code there"
+                )
+        what = " and ".join(_SPELLED[name] for name in names)
+        return f"{self._project} is not on this machine: it keeps its {what}"
+
+    def _send_code(self, link: Link, cache: str, node: Node, *, project: bool) -> list[str]:
+        """Send our own code, unless files are shared, and the project's; returns what there is to tell."""
         files = sent = size = 0
-        for name, tree in self._code():
+        for name in [*([] if self.shares_files else ["modules"]), *(["project"] if project else [])]:
+            tree = self._tree(name)
             wanted_ = link.ask("missing", cache=cache, digest=tree.digest, files=tree.files).value
             body = _ssh_code.pack(tree, wanted_) if wanted_ else b""
             link.ask(
@@ -240,16 +264,16 @@ class SshCluster:
             files, sent, size = files + len(tree.files), sent + len(wanted_), size + len(body)
         return [f"code of {files} files, {sent} sent ({size / 1024:.0f} KiB)"] if sent else []
 
-    def _code(self) -> list[tuple[str, _ssh_code.Tree]]:
-        """Return what is sent, and under which names: the project, and our own package as it runs here."""
+    def _tree(self, name: str) -> _ssh_code.Tree:
+        """Return what is sent under a name: "project", or "modules", our own package as it runs here."""
         with self._lock:
-            if self._trees is None:
-                own = _ssh_code.package_files(_PACKAGE_ROOT, "fgtrain")
-                self._trees = [("modules", _ssh_code.take_tree(_PACKAGE_ROOT, own))]
-                if not self._settings.project:
-                    names = _ssh_code.project_files(self._project)
-                    self._trees.append(("project", _ssh_code.take_tree(self._project, names)))
-            return self._trees
+            if name not in self._trees:
+                if name == "project":
+                    root, files = self._project, _ssh_code.project_files(self._project)
+                else:
+                    root, files = _PACKAGE_ROOT, _ssh_code.package_files(_PACKAGE_ROOT, "fgtrain")
+                self._trees[name] = _ssh_code.take_tree(root, files)
+            return self._trees[name]
 
     def _make_environment(self, link: Link, cache: str, node: Node) -> list[str]:
         """Have the environment made; returns what there is to tell."""

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fgtrain.listener import listen
+
 FILE = "check.json"
 _SIDE = 512
 _BYTES = 16 << 20  # sent over each link
@@ -101,7 +103,7 @@ def links(endpoint: str, key: str, address: str, rank: int, size: int) -> dict[s
 
     host, _, port = endpoint.rpartition(":")
     store = PrefixStore(f"check/{key}", TCPStore(host, int(port), is_master=False, wait_for_workers=False))
-    with socket.create_server(("0.0.0.0", 0)) as server:
+    with listen() as server:
         server.settimeout(_TIMEOUT_S)
         store.set(f"{rank}", f"{address}:{server.getsockname()[1]}")
         serving = threading.Thread(target=_serve, args=(server, len(list(_shifts(size)))), daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Herald:
         self._known: dict[Key, Notice] = {}
         self._memory = Memory(folder)
         self._told = self._memory.read()  # what each watch said when it last could
-        self._unwritten: list[NoticeRecord] = []
+        self._unwritten: deque[NoticeRecord] = deque()
 
     def hear(self, watch: str, said: Sequence[Notice]) -> None:
         """Take in all that a watch is told now: what is new or nearer is passed on, what is told no more is off."""
@@ -75,20 +76,23 @@ class Herald:
             self._pass_on(notice)
 
     def tick(self) -> None:
-        """Do what has become due: ask the ranks to leave, write records that the store would not take before."""
+        """Ask the ranks to leave when that has become due, and take up what the agent was told. Asks no store."""
         now, raised = self._clock(), self._flag.read()
         if raised and raised.leave:
             self._take(raised.notice)  # a signal: the agent raised the flag itself
         elif due := [n for n in self._known.values() if _is_due(n, now)]:
             self._flag.raise_(due[0], leave=True, now=now)
             self._event(f"{self._node}: it leaves now ({due[0].what})")
+
+    def record(self) -> None:
+        """Write to the store what it has not taken yet. For a thread of its own: the store may hang."""
         while self._unwritten:
             try:
                 self._runs.write(self._unwritten[0].name, self._unwritten[0])
             except FglaunchError as error:
                 print(f"notice not recorded: {error}", flush=True)
                 return
-            self._unwritten.pop(0)
+            self._unwritten.popleft()
 
     @property
     def leaving(self) -> Notice | None:

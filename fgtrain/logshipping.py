@@ -44,7 +44,6 @@ class Shipper:
         self._runs, self._folder, self._node, self._start_ms = runs, folder, node, start_ms
         self._clock, self._alive = clock, alive or _alive
         self._logs: dict[Path, _Log] = {}
-        self._known: dict[str, int] | None = None
         self._began = {f: f.stat().st_size for f in folder.glob("*.log")}  # what earlier lives wrote is not this one's
         self._retry_s, self._not_before = _RETRY_S[0], 0.0
         self.failure = ""
@@ -119,12 +118,7 @@ class Shipper:
 
     def _end(self, stream: Stream) -> int:
         """Return how much of a stream the store has from an earlier life of this node's attendant."""
-        if self._known is None:
-            known: dict[str, int] = {}
-            for found, segment in logs.segments(self._runs):
-                known[found.name] = max(known.get(found.name, 0), segment.stop)
-            self._known = known
-        return self._known.get(stream.name, 0)
+        return max((segment.stop for _, segment in logs.segments(self._runs, f"{stream.name}/")), default=0)
 
 
 class _Log:

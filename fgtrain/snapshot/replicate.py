@@ -20,6 +20,7 @@ from typing import BinaryIO
 import msgspec
 
 from fgtrain.errors import Corrupt, StoreUnavailable
+from fgtrain.listener import listen_at
 from fgtrain.snapshot import staged
 from fgtrain.snapshot.memory import rank_folder
 from fgtrain.snapshot.staged import Header
@@ -116,9 +117,9 @@ class Receiver:
         self._memory = memory
         self._token = token
         try:
-            self._listener = socket.create_server((host, port))
+            self._listener = listen_at(host, port)
         except OSError:  # somebody else has it by now
-            self._listener = socket.create_server((host, 0))
+            self._listener = listen_at(host)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._serve, name="copies", daemon=True).start()
 

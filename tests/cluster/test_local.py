@@ -30,6 +30,11 @@ class TestLocalCluster(RealClusterContract):
         with pytest.raises(ClusterError, match="cannot make the working folder .*/file/run/node0"):
             cluster.make_ready(cluster.nodes("run", 1)[0])
 
+    def test_project_that_is_not_here_is_named(self, tmp_path: Path) -> None:
+        cluster = LocalCluster(tmp_path / "work", tmp_path / "gone")
+        with pytest.raises(ClusterError, match="/gone, where the run was begun, is not on this machine: put a copy"):
+            cluster.make_ready(cluster.nodes("run", 1)[0])
+
     def test_program_is_told_who_started_it(self, cluster: LocalCluster, node: Node, start: Starter) -> None:
         process = start(f"import os; print(os.environ['{STARTER}'], os.getppid())")
         assert process.wait(240) == 0

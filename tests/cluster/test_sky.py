@@ -276,6 +276,14 @@ def test_machines_of_their_own_get_a_copy_of_the_project(own_bed: Bed, tmp_path:
     assert cluster.read(node, "program.log", 0) == b"as it is here\n"
 
 
+def test_nothing_is_rented_for_a_run_whose_project_is_not_here(own_bed: Bed, tmp_path: Path) -> None:
+    settings = {**own_bed.settings, "shared": False, "python": sys.executable}
+    cluster = open_cluster("sky", settings, tmp_path / "gone", own_bed.work)
+    with pytest.raises(ClusterError, match="/gone, where the run was begun, is not on this machine: put a copy"):
+        cluster.make_ready(cluster.nodes("run", 1)[0])
+    assert not (own_bed.folder / "calls").exists()
+
+
 def test_machines_that_are_not_to_be_had_are_one_line(own_bed: Bed) -> None:
     (own_bed.folder / "full").touch()
     cluster = own_bed.open()

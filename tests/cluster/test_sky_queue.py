@@ -60,6 +60,13 @@ def test_more_than_one_machine_is_refused_in_one_line(settings: dict[str, Any], 
         queue(settings, tmp_path).submit(REQUEST._replace(nodes=2))
 
 
+def test_project_that_is_not_here_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    found = open_queue("sky", settings, tmp_path / "gone", tmp_path / "work")
+    assert found is not None
+    with pytest.raises(ClusterError, match="/gone, where the run was begun, is not on this machine: put a copy"):
+        found.submit(REQUEST)
+
+
 def test_inside_a_job_the_machine_is_the_cluster_and_skypilot_is_not_asked(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,9 @@ import pytest
 
 from cluster import ClusterError, Command, Node, Request
 from cluster import _slurm_words as words
+from cluster.slurm import SlurmCluster, SlurmQueue
+from fgtrain.listener import listen_at
+from tests.testbed.addresses import BOTH
 
 REQUEST = Request("birds", 2, 4, ("-m", "launcher.job", "file:///shared/my store", "birds"))
 NODE = Node("n1", "10.0.0.1", "/shared/work/birds/n1", "/venv/bin/python", "/shared/project")
@@ -212,3 +215,23 @@ class TestStepScript:
     def test_folder_that_the_node_does_not_see_is_told(self, tmp_path: Path) -> None:
         done, _ = self.run(tmp_path / "elsewhere", "true")
         assert done.stdout == f"error cannot enter {tmp_path}/elsewhere\n"
+
+
+@pytest.mark.parametrize("address", BOTH)
+def test_ports_are_told_at_either_kind_of_address(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")  # no step is needed to ask the node that one is on
+    cluster = SlurmCluster(words.Settings(), "1", tmp_path, tmp_path)
+    node = NODE._replace(address=address)
+    port = cluster.free_port(node)
+    assert not cluster.port_in_use(node, port)
+    with listen_at(address, port):
+        assert cluster.port_in_use(node, port)
+
+
+def test_job_is_not_queued_from_a_machine_without_the_project(tmp_path: Path) -> None:
+    queue = SlurmQueue(words.Settings(), tmp_path / "gone", tmp_path / "work")
+    with pytest.raises(ClusterError, match="/gone, where the run was begun, is not on this machine: put a copy"):
+        queue.submit(REQUEST)
+    assert not (tmp_path / "work").exists()

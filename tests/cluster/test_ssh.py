@@ -184,6 +184,34 @@ def prepared(server: Sshd, project: Path, **settings: Any) -> Node:
     return node
 
 
+def test_run_that_goes_on_from_another_machine_keeps_its_code(
+    server: Sshd, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "code.py").write_text("GOES_ON = 1\n")
+    first = prepared(server, project)
+    before = Path(first.project).resolve()
+    capsys.readouterr()
+    project.rename(tmp_path / "as-on-the-laptop")
+    again = prepared(server, project)
+    assert Path(again.project).resolve() == before
+    assert capsys.readouterr().err == f"gpu1: {project} is not on this machine: it keeps its code\n"
+    (tmp_path / "as-on-the-laptop").rename(project)
+    (project / "code.py").write_text("GOES_ON = 2\n")
+    assert (Path(prepared(server, project).project) / "code.py").read_text() == "GOES_ON = 2\n"
+
+
+def test_node_without_the_code_is_refused_where_the_project_is_not(server: Sshd, project: Path) -> None:
+    cluster = connect(server, project / "gone")
+    complaint = f"^{project}/gone, where the run was begun, is not on this machine, and gpu1 has no code of it"
+    with pytest.raises(ClusterError, match=complaint):
+        cluster.make_ready(cluster.nodes("fresh-code", 1)[0])
+    shared = connect(server, project / "gone", shared=True)
+    node = shared.nodes("fresh-code", 1)[0]
+    shared.make_ready(node)  # what hosts see of shared files is for them to say
+    with pytest.raises(ClusterError, match="No such file or directory: '.*/gone'"):
+        shared.start(node, Command("agent", (sys.executable, "-c", "pass"), {}))
+
+
 def test_program_that_runs_keeps_the_code_it_began_with(server: Sshd, project: Path) -> None:
     cluster = connect(server, project)
     node = cluster.nodes("keeps", 1)[0]
@@ -274,17 +302,14 @@ def test_environment_is_made_from_the_lock_once_for_all_nodes(
         wheel.writestr("tiny-1.0.dist-info/RECORD", "")
     (project / "needs.txt").write_text("tiny\n")
     (project / "constraints.txt").write_text("tiny==1.0\n")
-    cluster = open_cluster(
-        {
-            "hosts": ["gpu1"],
-            "ssh_config": str(server.folder / "ssh_config"),
-            "slots": 2,
-            "requirements": "needs.txt",
-            "install_options": ["--no-index", "--find-links", str(project)],
-        },
-        project,
-        Path("/unused"),
-    )
+    settings = {
+        "hosts": ["gpu1"],
+        "ssh_config": str(server.folder / "ssh_config"),
+        "slots": 2,
+        "requirements": "needs.txt",
+        "install_options": ["--no-index", "--find-links", str(project)],
+    }
+    cluster = open_cluster(settings, project, Path("/unused"))
     nodes = cluster.nodes("environment", 2)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(cluster.make_ready, nodes))
@@ -294,6 +319,11 @@ def test_environment_is_made_from_the_lock_once_for_all_nodes(
         script = "import sys, tiny; print(tiny.WHO, sys.prefix)"
         assert cluster.start(node, Command("agent", (node.python, "-c", script), {})).wait(240) == 0
         assert cluster.read(node, "agent.log", 0).decode().split() == ["tiny", f"{node.folder}/env"]
+    made = Path(nodes[0].python).parents[1].resolve()
+    elsewhere = open_cluster(settings, project / "gone", Path("/unused"))
+    elsewhere.make_ready(nodes[0])
+    assert "it keeps its code and environment" in capsys.readouterr().err
+    assert Path(nodes[0].python).parents[1].resolve() == made
 
 
 def at_home(server: Sshd) -> list[int]:

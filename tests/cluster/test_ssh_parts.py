@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import ClusterError, Hardware, _host, _host_files, _ssh_code, equal_share
-from cluster._machine import interface_addresses, interface_of
+from cluster._machine import free_port, interface_addresses, interface_of, port_in_use
 from cluster._ssh_client import Target, bootstrap, explain, parse_config, ssh_argv
 from cluster._ssh_environment import environment, own_requirements, wanted
 from cluster._ssh_link import program
 from cluster._ssh_settings import parse_settings
 from cluster.ssh import node_name
+from fgtrain.listener import listen_at
+from tests.testbed.addresses import BOTH
 
 HOST = Target("gpu1")
 
@@ -110,6 +112,24 @@ def test_interface_is_the_one_that_has_the_address() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 def test_loopback_is_found_on_this_machine() -> None:
     assert interface_of("127.0.0.1", interface_addresses()) == "lo"
+
+
+def test_what_a_run_keeps_is_not_old(tmp_path: Path) -> None:
+    (tmp_path / "env").symlink_to(tmp_path / "made")
+    assert not _host_files.keep(str(tmp_path), "env"), "it leads to nothing"
+    (tmp_path / "made").mkdir()
+    os.utime(tmp_path / "env", (0, 0), follow_symlinks=False)
+    assert _host_files.keep(str(tmp_path), "env")
+    assert (tmp_path / "env").lstat().st_mtime > 0
+    assert not _host_files.keep(str(tmp_path), "project")
+
+
+@pytest.mark.parametrize("address", [*BOTH, "localhost"])
+def test_ports_are_told_at_either_kind_of_address_and_at_a_name(address: str) -> None:
+    port = free_port(address)
+    assert not port_in_use(address, port)
+    with listen_at(address, port):
+        assert port_in_use(address, port)
 
 
 def test_nodes_are_called_after_their_hosts() -> None:

@@ -37,6 +37,7 @@ def azure_event(begins: float | None) -> dict[str, Any]:
 def hear(spokesman: Herald, *said: Notice, watch: str = "aws-0") -> None:
     spokesman.hear(watch, said)
     spokesman.tick()
+    spokesman.record()
 
 
 def herald(tmp_path: Path, clock: Callable[[], float], store: Any = None) -> tuple[Herald, RunStore]:
@@ -219,5 +220,5 @@ def test_record_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
     hear(spokesman, notice())
     assert spokesman.leaving  # the ranks need no store to be told
     assert runs.read_all("notices", NoticeRecord) == []
-    spokesman.tick()
+    spokesman.record()
     assert len(runs.read_all("notices", NoticeRecord)) == 1

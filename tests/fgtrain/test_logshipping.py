@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from fgtrain import logs
 from fgtrain.logshipping import BACKLOG_BYTES, SEGMENT_BYTES, Shipper
 from fgtrain.runstore import RunStore
-from fgtrain.stores import Store, open_store
+from fgtrain.stores import Entry, Store, open_store
 from fgtrain.stores.memory import MemoryStore
 from tests.testbed.faulty_store import Fault, FaultyStore, at, drawn
 
@@ -193,6 +194,20 @@ def test_agent_that_is_started_again_ships_only_what_is_new(tmp_path: Path) -> N
     n.write("agent.log", b"two\n")
     n.tick()
     assert n.stored() == {"agent.node0.0": b"one\n", "agent.node0.5": b"two\n"}
+
+
+def test_only_what_the_store_has_of_ones_own_streams_is_listed(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Listed(MemoryStore):
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            asked.append(prefix)
+            return super().list(prefix)
+
+    n = node(tmp_path, Listed("memory://listed"))
+    n.write("logs/00001-00000.log", b"a\n")
+    n.tick()
+    assert asked == ["runs/r/logs/00001-00000/"]
 
 
 def test_names_of_streams_are_read_back() -> None:
