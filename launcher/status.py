@@ -19,7 +19,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`status.json`. States: running, finished, stopped, failed. `updated` in Unix seconds.
 
     `pid` and `token` are the supervisor's, see `process_token`; `cluster` is the one that it runs on, by name;
-    `exit_code` the one that it ended with, None where a supervisor's end was not the run's.
+    `exit_code` the one that it ended with, None where a supervisor's end was not the run's. `since`: what supervisors
+    before this number have started is not in its hands, and ends by itself (`fgtrain.lease`).
     """
 
     state: str
@@ -33,6 +34,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     cluster: str = "local"
     exit_code: int | None = None
+    since: int = 0
 
 
 def read_status(runs: RunStore) -> Status | None:

@@ -19,7 +19,7 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore, Spread
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, limits, prepare, queued, supervision
+from launcher import foreground, limits, orphans, prepare, queued, supervision
 from launcher.cli import STRATEGIES
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import clear
@@ -63,8 +63,11 @@ def call(args: argparse.Namespace) -> int:
     for note in notes:
         say(note)
     _record(runs, run, settings, args)
+    earlier = last_term(runs)
+    if earlier and earlier.cluster != cluster_name:
+        orphans.leave(run, earlier, lost=state == "lost")
     if args.from_step is not None:
-        if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
+        if earlier and earlier.cluster == cluster_name:  # what goes on without a supervisor would commit newer steps
             clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
