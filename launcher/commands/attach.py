@@ -38,7 +38,7 @@ def call(args: argparse.Namespace) -> int:
     display = make_display()
     try:
         while True:
-            ended = live_state(status) != "running"
+            ended = live_state(status, runs) != "running"
             for folder in status.nodes if status else ():
                 node, offset = Node(folder, "", folder, "", ""), offsets.get(folder, 0)
                 whole = whole_lines(cluster.read(node, "events.jsonl", offset))
@@ -52,14 +52,14 @@ def call(args: argparse.Namespace) -> int:
     finally:
         display.close()
     term = last_term(runs)
-    if live_state(status) == "lost" and term and still_runs(cluster, term):
+    if live_state(status, runs) == "lost" and term and still_runs(cluster, term):
         say(f"the supervisor of {args.run} on {term.host} is gone and its agents are not: taking over")
         return supervise_here(run, runs, term.cluster, term.world, None)
     return _conclude(runs, status)
 
 
 def _conclude(runs: RunStore, status: Status | None) -> int:
-    state = live_state(status)
+    state = live_state(status, runs)
     if state in ("lost", "created") or status is None:
         say(f"{runs.run} has no supervisor; `{resume_command(runs)}` goes on")
         return 1

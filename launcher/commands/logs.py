@@ -47,7 +47,7 @@ def _folders_here(runs: RunStore) -> list[Path]:
 def _ended_before(runs: RunStore, print_new: Callable[[], None]) -> bool:
     """Print what is new; tells whether the run had ended before that, so that there will be no more."""
     try:
-        ended = live_state(read_status(runs)) != "running"
+        ended = live_state(read_status(runs), runs) != "running"
         print_new()
     except StoreError as error:
         say(f"the store does not answer: {error}")

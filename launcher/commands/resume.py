@@ -35,7 +35,7 @@ def call(args: argparse.Namespace) -> int:
     runs = RunStore(open_store(args.store or prepare.default_store()), args.run)
     run = existing_run(runs)
     status = read_status(runs)
-    state = live_state(status)
+    state = live_state(status, runs)
     if state == "running":
         raise UserError(f"{args.run} is running; `fglaunch attach {args.run}` watches it, `fglaunch stop` stops it")
     if state == "finished" and args.from_step is None:

@@ -27,7 +27,7 @@ def call(args: argparse.Namespace) -> int:
     runs = RunStore(open_store(args.store or default_store()), args.run)
     run = existing_run(runs)
     status = read_status(runs)
-    state = live_state(status)
+    state = live_state(status, runs)
     if queued.stop(run, runs):
         return 0
     if state == "lost" and status and _stop_orphans(run, runs, status):
@@ -38,7 +38,7 @@ def call(args: argparse.Namespace) -> int:
     runs.write("stop", {"asked": time.time()})
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
-        if live_state(read_status(runs)) != "running":
+        if live_state(read_status(runs), runs) != "running":
             say(f"{args.run} is stopped; `{resume_command(runs)}` goes on")
             return 0
         time.sleep(0.1)
