@@ -165,6 +165,13 @@ class Cluster(Protocol):
             Unreachable: the node does not answer.
         """
 
+    def size(self, node: Node, name: str) -> int:
+        """Return how many bytes a file of the node's folder has; 0 if it is not there (yet).
+
+        Raises:
+            Unreachable: the node does not answer at once.
+        """
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """Return a file of the node's folder from `offset` on.
 

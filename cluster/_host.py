@@ -72,6 +72,7 @@ ACTIONS = {
     "hello": hello,
     "make_folder": make_folder,
     "read": read,
+    "size": machine.file_size,
     "free_port": machine.free_port,
     "port_in_use": port_in_use,
     "inspect": inspect,

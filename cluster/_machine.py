@@ -30,6 +30,14 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def file_size(path: str) -> int:
+    """Return how many bytes a file has; 0 if it is not there (yet)."""
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def read_file(path: str, offset: int) -> bytes:
     """Return a file from `offset` on; empty if it is not there (yet)."""
     try:

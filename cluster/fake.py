@@ -314,6 +314,10 @@ class FakeCluster:
         running = [p for p in self._answering(node).programs if p.name == name and p.code is None]
         return running[-1] if running else None
 
+    def size(self, node: Node, name: str) -> int:
+        """See `Cluster`."""
+        return len(self._answering(node).files.get(name, b""))
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
         machine = self._of(node)

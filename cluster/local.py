@@ -139,6 +139,10 @@ class LocalCluster:
     def find(self, node: Node, name: str) -> None:
         """See `Cluster`."""
 
+    def size(self, node: Node, name: str) -> int:
+        """See `Cluster`."""
+        return _machine.file_size(str(Path(node.folder) / name))
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
         return _machine.read_file(str(Path(node.folder) / name), offset)

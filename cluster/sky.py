@@ -309,6 +309,11 @@ class SkyCluster:
         found = way[1].find(way[2], name)
         return SkyProcess(self, node, way[0], found) if found else None
 
+    def size(self, node: Node, name: str) -> int:
+        """See `Cluster`."""
+        way = self._way(node)
+        return way[1].size(way[2], name) if way else 0
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
         way = self._way(node)

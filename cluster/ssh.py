@@ -327,6 +327,13 @@ class SshCluster:
         record = link.ask("find", folder=node.folder, name=name).value
         return SshProcess(link, node.folder, name, record) if record else None
 
+    def size(self, node: Node, name: str) -> int:
+        """See `Cluster`."""
+        answer = self._to(node).glance("size", path=f"{node.folder}/{name}")
+        if answer is None:
+            raise Unreachable(f"{node.name} does not answer")
+        return int(answer.value)
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
         return b"".join(self._pieces(self._to(node), f"{node.folder}/{name}", offset))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fgtrain import finish, loader, singles
+from fgtrain import finish, lease, loader, singles
 from fgtrain.bits import settle_kernels
 from fgtrain.cache.together import ready_together
 from fgtrain.data import Index
@@ -26,6 +26,7 @@ from fgtrain.snapshot import inherit, load
 from fgtrain.snapshot.control import Control
 from fgtrain.snapshot.memory import memory_folders, rank_folder
 from fgtrain.snapshot.save import Saver
+from fgtrain.snapshot.upload import Fenced
 from fgtrain.step import Stepper
 
 
@@ -58,6 +59,9 @@ def train(
 
     Returns:
         Whether the recipe's last step is committed, and evaluated.
+
+    Raises:
+        Fenced: another attempt goes on.
     """
     recipe, plan, phases = run.recipe, run.plan, phases or Phases()
     pulse = pulse or Pulse()
@@ -81,8 +85,7 @@ def train(
     elif parent:
         inherit.take_weights(parent, run, runs, place, state)
     phases.end("restore")
-    attempt = from_leader(runs.take_attempt(state.step, place.size) if place.leads else None, place)
-    assert attempt is not None
+    attempt = _take_attempt(runs, state.step, place)
     begun(attempt)
     pulse.begun(attempt.attempt, attempt.step)
     tier = restored.tier if restored else ""
@@ -140,6 +143,19 @@ def train(
     agree(torch.zeros(1))  # nobody leaves early: if one fails now, all begin again
     journal.close()
     return done
+
+
+def _take_attempt(runs: RunStore, step: int, place: Place) -> Attempt:
+    """Become the newest attempt, together, unless the run goes on elsewhere: this one would only void that one.
+
+    Raises:
+        Fenced: it does.
+    """
+    mine = place.leads and not lease.superseded(runs)
+    attempt = from_leader(runs.take_attempt(step, place.size) if mine else None, place)
+    if attempt is None:
+        raise Fenced(f"{runs.run} goes on under another supervisor, and not with what its last one has started")
+    return attempt
 
 
 def _settle(recipe: Recipe, place: Place, note: Callable[[str], None]) -> None:

@@ -21,11 +21,13 @@ import multiprocessing
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 
+from fgtrain import lease
 from fgtrain.departure import EXIT_LEFT
 from fgtrain.errors import FglaunchError, Refitted, StoreUnavailable, UserError
 from fgtrain.notice import Flag, Watch
@@ -166,7 +168,13 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice, ph
 
 
 def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception) -> None:
-    """Leave the reason in the store, for the supervisor and the user; if that fails too, among the node's events."""
+    """Leave the reason in the store, for the supervisor and the user; if that fails too, among the node's events.
+
+    A supervisor that goes on elsewhere is not to take it for a failure of its own ranks: the log has it.
+    """
+    with suppress(FglaunchError):
+        if lease.superseded(runs):
+            return
     attempt = progress.attempt.attempt if progress.attempt else 0
     failure = Failure(
         attempt=attempt,

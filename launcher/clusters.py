@@ -126,7 +126,10 @@ def terms_on(name: str, cluster: Cluster) -> money.Terms:
     return terms._replace(prices=None if rate is None else money.Prices(rate, rate))
 
 
-def lease_on(terms: money.Terms, cluster: Cluster, store: str, run: str) -> dict[str, str]:
-    """Return the environment by which a run's nodes end their work when nobody supervises it any more."""
+def lease_on(terms: money.Terms, cluster: Cluster, store: str, run: str, term: int) -> dict[str, str]:
+    """Return the environment by which a run's nodes end their work when nobody supervises it any more.
+
+    `term`: the number of the supervisor that starts it.
+    """
     lease_s = money.lease_of(terms, lasting=cluster.lasting)
-    return {} if lease_s is None else lease.variables(lease_s, store, run)
+    return {} if lease_s is None else lease.variables(lease_s, store, run, term)

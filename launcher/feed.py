@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from cluster import Cluster, ClusterError, Node
 from fgtrain import pulse
@@ -17,12 +18,22 @@ class Feed:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._offsets: dict[tuple[str, str], int] = {}
+        self._offsets: dict[tuple[str, str], int | None] = {}
 
     def skip(self, node: Node) -> None:
-        """Pass over what a node has said so far."""
+        """Pass over what a node has said so far, however much; if it does not answer now, up to when it does."""
         for name in _FILES:
-            self._offsets[node.folder, name] = len(self._read(node, name, 0))
+            self._offsets[node.folder, name] = None
+            self._offset(node, name)
+
+    def _offset(self, node: Node, name: str) -> int | None:
+        """Return from where to read on, None while that is not known."""
+        where = (node.folder, name)
+        offset = self._offsets.get(where, 0)
+        if offset is None:
+            with suppress(ClusterError):
+                offset = self._offsets[where] = self._cluster.size(node, name)
+        return offset
 
     def events(self, node: Node) -> Iterator[Event]:
         """Yield the events that are new."""
@@ -34,14 +45,20 @@ class Feed:
 
     def agent_tail(self, node: Node) -> str:
         """Return the end of an agent's log, where a reason that no worker could report would be."""
-        return self._read(node, "agent.log", 0)[-_TAIL:].decode(errors="replace")
+        try:
+            start = max(0, self._cluster.size(node, "agent.log") - _TAIL)
+        except ClusterError:
+            return ""
+        return self._read(node, "agent.log", start)[-_TAIL:].decode(errors="replace")
 
     def beats(self, node: Node) -> list[pulse.Beat]:
         """Return the pulses of a node's ranks."""
         return pulse.decode(self._read(node, pulse.FILE, 0))
 
     def _lines(self, node: Node, name: str) -> bytes:
-        offset = self._offsets.get((node.folder, name), 0)
+        offset = self._offset(node, name)
+        if offset is None:
+            return b""
         whole = whole_lines(self._read(node, name, offset))
         self._offsets[node.folder, name] = offset + len(whole)
         return whole

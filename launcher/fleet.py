@@ -46,14 +46,12 @@ class Fleet:
         cluster: Cluster,
         world: World,
         clock: Clock,
-        lease: Mapping[str, str] | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Start nothing yet; `lease` is the environment of what must not outlive its supervisor for long.
-
-        `note` is told what a node refuses: the others are gone on with.
-        """
-        self._lease, self._note = lease or {}, note
+        """Start nothing yet; `note` is told what a node refuses: the others are gone on with."""
+        self._note = note
+        self.lease: Mapping[str, str] = {}
+        """The environment of what must not outlive its supervisor for long."""
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
         self.seats: list[Seat] = []
         self.stores = Stores(cluster, run.name, self._start, self._code, self._abandon)
@@ -168,7 +166,7 @@ class Fleet:
         seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.stores.endpoint
 
     def _start(self, node: Node, command: Command) -> Process:
-        return self._cluster.start(node, command._replace(env={**command.env, **self._lease}))
+        return self._cluster.start(node, command._replace(env={**command.env, **self.lease}))
 
     def codes(self) -> dict[str, int | None]:
         """Return the exit status of each agent that was started, None while it runs, by node."""

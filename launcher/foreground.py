@@ -211,7 +211,7 @@ def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         status = read_status(runs)
-        if status and status.pid == process.pid and live_state(status) == "running":
+        if status and status.pid == process.pid and live_state(status, runs) == "running":
             break
         time.sleep(0.05)
     else:

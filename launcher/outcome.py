@@ -15,19 +15,21 @@ EXIT_INTERRUPTED = 130
 class Outcome(msgspec.Struct, frozen=True):
     """How supervision ended, the exit code, and one line (and a traceback) on why.
 
-    States: finished, stopped, failed; fenced: another supervisor goes on with the run.
+    States: finished, stopped, failed; fenced: another supervisor goes on with the run, maybe `elsewhere`, on another
+    cluster.
     """
 
     state: str
     exit_code: int
     message: str = ""
     traceback: str = ""
+    elsewhere: bool = False
 
     @property
     def needs_no_nodes(self) -> bool:
-        """Whether nobody will go on soon: the run is over or has reached a limit. Who has stopped it may."""
+        """Whether nobody will go on soon, here: the run is over or has reached a limit. Who has stopped it may."""
         limited = self.state == "stopped" and self.exit_code == EXIT_LIMIT
-        return limited or self.state in ("finished", "failed")
+        return limited or self.elsewhere or self.state in ("finished", "failed")
 
 
 def of_work(run: RunFile, runs: RunStore) -> Outcome:

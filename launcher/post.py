@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster import Node
 from fgtrain.errors import StoreError
@@ -14,7 +14,7 @@ from fgtrain.runstore import RunStore
 from launcher.clock import Clock
 from launcher.fleet import Fleet
 from launcher.heartbeat import Heartbeat
-from launcher.outcome import Outcome
+from launcher.outcome import EXIT_FENCED, Outcome
 from launcher.status import HEARTBEAT_S, Status, process_token
 from launcher.takeover import Office, Term, last_term
 
@@ -87,6 +87,7 @@ class Post:
             nodes=tuple(n.folder for n in nodes),
             message=message,
             exit_code=exit_code,
+            since=self._office.term.since,
         )
         self._runs.write("status.json", status)
 
@@ -97,6 +98,28 @@ class Post:
             StoreError: the store does not answer.
         """
         self._office.record(endpoint=fleet.stores.endpoint, nodes=tuple(fleet.nodes), agents=fleet.agent_pids())
+
+    def inherit(self, earlier: Term) -> None:
+        """Keep in mind that what an earlier supervisor has started is in this one's hands now; told with the rest."""
+        self._office.inherit(earlier)
+
+    def fenced(self) -> Outcome:
+        """Return how this supervisor ends that holds the office no more."""
+        newer = self.successor()
+        who = f"supervisor {newer.number} on {newer.host}" if newer else "another supervisor"
+        return Outcome(
+            "fenced",
+            EXIT_FENCED,
+            f"{who} has taken over; `fglaunch attach {self._runs.run}` watches it",
+            elsewhere=newer is not None and newer.cluster != self._cluster,
+        )
+
+    def adopted(self, agents: Mapping[str, int]) -> Mapping[str, int]:
+        """Return those of this supervisor's agents that are another's now: process IDs by node."""
+        newer = self.successor()
+        if newer and newer.cluster != self._cluster:
+            return {}
+        return newer.agents if newer and newer.endpoint else agents
 
     def successor(self) -> Term | None:
         """Return the record of whoever holds the office now; None if this supervisor does, or that cannot be told."""

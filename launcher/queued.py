@@ -184,7 +184,7 @@ def start(
 def attach(run: RunFile, runs: RunStore) -> int | None:
     """Watch a run that a job trains; None if none does."""
     job = read_job(runs)
-    if job is None or live_state(read_status(runs)) not in ("running", WAITING, "lost"):
+    if job is None or live_state(read_status(runs), runs) not in ("running", WAITING, "lost"):
         return None
     return Watch(queue_of(job, run), run, runs).follow()
 
@@ -205,7 +205,7 @@ def living(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> tuple[Job
     state = queue.look(job.id)
     if state:
         return job, queue, state
-    if live_state(read_status(runs)) == WAITING:
+    if live_state(read_status(runs), runs) == WAITING:
         write_state(runs, run, job.cluster, "stopped", f"job {job.id} is gone")
     return None
 
@@ -221,7 +221,7 @@ def refuse_second(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> No
     except ClusterError as error:
         say(f"note: whether a job of {run.name} is still queued cannot be told here: {error}")
         return
-    if found and live_state(read_status(runs)) not in ("finished", "failed"):
+    if found and live_state(read_status(runs), runs) not in ("finished", "failed"):
         job, _, state = found
         raise UserError(
             f"{run.name} has job {job.id} of {job.cluster}, {state.text}, which goes on with it;"
@@ -236,7 +236,9 @@ def stop(run: RunFile, runs: RunStore, opener: Opener = queue_of) -> bool:
     Raises:
         ClusterError: the queue does not answer.
     """
-    if live_state(read_status(runs)) in ("running", "finished", "failed") or not (found := living(run, runs, opener)):
+    if live_state(read_status(runs), runs) in ("running", "finished", "failed") or not (
+        found := living(run, runs, opener)
+    ):
         return False
     job, queue, _ = found
     runs.write("stop", {"asked": time.time()})  # should it begin this very moment
@@ -286,7 +288,7 @@ class Watch:
         for node in status.nodes if status else ():
             for event in decode_events(self._new_lines(node)):
                 display(event)
-        return live_state(status)
+        return live_state(status, self._runs)
 
     def _new_lines(self, node: str) -> bytes:
         offset = self._offsets.get(node, 0)
@@ -318,7 +320,7 @@ class Watch:
         living(self._run, self._runs)  # a status that waits for it is set right
         status, job = read_status(self._runs), read_job(self._runs)
         assert status is not None and job is not None
-        name, state = self._run.name, live_state(status)
+        name, state = self._run.name, live_state(status, self._runs)
         logs = f"fglaunch logs {name} --store {self._runs.store.url}; the job's: {self._queue.log(name, job.id)}"
         if state == "finished":
             say(where_results_are(self._runs))

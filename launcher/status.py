@@ -8,7 +8,8 @@ import time
 import msgspec
 
 from cluster import _host_processes
-from fgtrain.errors import KeyMissing, UserError
+from fgtrain import stores
+from fgtrain.errors import FglaunchError, KeyMissing, UserError
 from fgtrain.runstore import RunFile, RunStore, is_name
 
 HEARTBEAT_S = 5.0
@@ -19,7 +20,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`status.json`. States: running, finished, stopped, failed. `updated` in Unix seconds.
 
     `pid` and `token` are the supervisor's, see `process_token`; `cluster` is the one that it runs on, by name;
-    `exit_code` the one that it ended with, None where a supervisor's end was not the run's.
+    `exit_code` the one that it ended with, None where a supervisor's end was not the run's. `since`: what supervisors
+    before this number have started is not in its hands, and ends by itself (`fgtrain.lease`).
     """
 
     state: str
@@ -33,6 +35,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     cluster: str = "local"
     exit_code: int | None = None
+    since: int = 0
 
 
 def read_status(runs: RunStore) -> Status | None:
@@ -43,15 +46,43 @@ def read_status(runs: RunStore) -> Status | None:
         return None
 
 
-def live_state(status: Status | None) -> str:
-    """Return the state of a run as it is now: a supervisor that fell silent is `lost`."""
+def live_state(status: Status | None, runs: RunStore) -> str:
+    """Return the state of a run, whose status was read from `runs`, as it is now.
+
+    A supervisor that is dead, or on another host and has fallen silent, is `lost`.
+    """
     if status is None:
         return "created"
     if status.state != "running":
         return status.state
     if status.host == socket.gethostname():
         return "running" if process_token(status.pid) == status.token else "lost"
-    return "running" if time.time() - status.updated < _SILENT_S else "lost"
+    return "running" if _silent_s(status, runs) < _SILENT_S else "lost"
+
+
+def _silent_s(status: Status, runs: RunStore) -> float:
+    """Return how old a heartbeat is.
+
+    Clocks of two hosts may differ. One that seems old, or comes from the future, is judged by the store's clock, which
+    told the time of its writing and is asked for the time now; once, as a later heartbeat is another one.
+    """
+    silent_s = time.time() - status.updated
+    if -HEARTBEAT_S < silent_s < _SILENT_S:
+        return silent_s
+    which = (runs.store.url, runs.run)
+    beat, written = _written.get(which, (None, 0.0))
+    if beat != status.updated:
+        try:
+            modified = runs.store.head(runs.key("status.json")).modified
+            written = time.monotonic() - (stores.now(runs.store) - modified)
+        except FglaunchError:  # it does not answer, or is not ours to write to: there is nothing better than clocks
+            return silent_s
+        _written[which] = status.updated, written
+    return time.monotonic() - written
+
+
+_written: dict[tuple[str, str], tuple[float, float]] = {}
+"""Heartbeats that looked odd, by store and run: `updated`, and when that was by this process's `time.monotonic`."""
 
 
 process_token = _host_processes.token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from cluster import CalledOff, Cluster, ClusterError, Rented, Unreachable
 from fgtrain.errors import StoreError
@@ -24,7 +25,7 @@ from launcher.limits import Meter
 from launcher.listening import Listener
 from launcher.money import Terms, prices_of
 from launcher.news import News
-from launcher.outcome import EXIT_FENCED, EXIT_INTERRUPTED, EXIT_LIMIT, Outcome, is_done, of_work
+from launcher.outcome import EXIT_INTERRUPTED, EXIT_LIMIT, Outcome, is_done, of_work
 from launcher.post import Post
 from launcher.renting import Renter, Waits
 from launcher.status import read_status
@@ -67,8 +68,8 @@ class Supervisor:
             note=self._note,
         )
         terms = terms or terms_of(cluster_name)
-        lease = lease_on(terms, cluster, runs.store.url, run.name)
-        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, lease, self._note)
+        self._lease = partial(lease_on, terms, cluster, runs.store.url, run.name)
+        self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, self._note)
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
         self._news = News(runs)
@@ -106,11 +107,13 @@ class Supervisor:
 
     def _begin(self) -> Outcome | None:
         """Take the office, and what an earlier supervisor has left on a lasting cluster; else start everything."""
-        earlier = last_term(self._runs)
+        earlier = last_term(self._runs, self._cluster_name)
         office = take_office(self._runs, self._cluster_name, self._world)
+        self._fleet.lease = self._lease(office.term.number)
         self._post = Post(self._runs, office, self._cluster_name, self._run.plan.steps, self._clock)
         self._listener.step = max(0, self._runs.newest_step())  # where the run goes on
         if earlier and self._fleet.adopt(earlier):
+            self._post.inherit(earlier)
             self._take_over(earlier)
             return None
         status = read_status(self._runs)
@@ -123,8 +126,8 @@ class Supervisor:
             self._runs.store.delete(self._runs.key(leftover))
         if earlier:
             clear(self._cluster, self._run.name, earlier.nodes)
+        self._beat()  # first: from now on, what others have started keeps out of it
         self._news.skip("attempts", "errors")
-        self._beat()
         try:
             return self._start()
         except CalledOff:
@@ -173,8 +176,7 @@ class Supervisor:
             return
         adopted = None
         if self._cluster.lasting and self._post:
-            newer = self._post.successor()
-            adopted = newer.agents if newer and newer.endpoint else self._fleet.agent_pids()
+            adopted = self._post.adopted(self._fleet.agent_pids())
         self._fleet.kill(keep=adopted)
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -232,10 +234,9 @@ class Supervisor:
         return outcome
 
     def _give_way(self) -> Outcome:
+        assert self._post is not None
         self._fenced = True
-        newer = self._post.successor() if self._post else None
-        who = f"supervisor {newer.number} on {newer.host}" if newer else "another supervisor"
-        return Outcome("fenced", EXIT_FENCED, f"{who} has taken over; `fglaunch attach {self._run.name}` watches it")
+        return self._post.fenced()
 
     def _look_at_agents(self) -> Outcome | None:
         codes = self._fleet.codes()

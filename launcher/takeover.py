@@ -27,7 +27,7 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     """`supervisors/<number>.json`: one supervisor, and all that another needs to go on with what it has started.
 
     `started` in Unix seconds; `endpoint` is where agents meet, empty before anything was started; `agents` are their
-    process IDs by node.
+    process IDs by node; `heir_of` is the first supervisor, by number, whose agents this one has taken over (0: none).
     """
 
     number: int
@@ -41,6 +41,12 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str = ""
     nodes: tuple[Node, ...] = ()
     agents: dict[str, int] = {}
+    heir_of: int = 0
+
+    @property
+    def since(self) -> int:
+        """The first supervisor whose agents are in this one's hands; what others before have started is not."""
+        return self.heir_of or self.number
 
 
 class Office:
@@ -58,6 +64,10 @@ class Office:
         """
         newest = last_term(self._runs)
         return newest is not None and (newest.number, newest.token) == (self.term.number, self.term.token)
+
+    def inherit(self, earlier: Term) -> None:
+        """Have what an earlier supervisor has started in hand; noted with the next `record`."""
+        self.term = msgspec.structs.replace(self.term, heir_of=earlier.since)
 
     def record(self, **changes: Any) -> None:
         """Note what has been started."""
@@ -87,17 +97,18 @@ def take_office(runs: RunStore, cluster: str, world: World) -> Office:
         return Office(runs, term)
 
 
-def last_term(runs: RunStore) -> Term | None:
-    """Return the newest supervisor's record, None if the run never had one.
+def last_term(runs: RunStore, cluster: str | None = None) -> Term | None:
+    """Return the newest supervisor's record, None if the run never had one, or (if named) not on this cluster.
 
     Raises:
         Corrupt: it cannot be read.
     """
     numbers = _numbers(runs)
     try:
-        return runs.read(_name(max(numbers)), Term) if numbers else None
+        newest = runs.read(_name(max(numbers)), Term) if numbers else None
     except KeyMissing:
         return None
+    return newest if newest is None or cluster in (None, newest.cluster) else None
 
 
 def _numbers(runs: RunStore) -> list[int]:

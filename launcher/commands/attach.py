@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import Node
+from cluster import Cluster, Node, Unreachable
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher import queued
 from launcher.clusters import find_cluster
 from launcher.display import make_display
-from launcher.events import decode_events, whole_lines
+from launcher.events import Event, decode_events, whole_lines
 from launcher.fleet import still_runs
 from launcher.foreground import conclude, resume_command, say, supervise_here
 from launcher.outcome import Outcome
@@ -21,6 +22,8 @@ from launcher.status import Status, existing_run, live_state, read_status
 from launcher.takeover import last_term
 
 _POLL_S = 0.2
+_EVENTS = "events.jsonl"
+_HISTORY_BYTES = 256 << 10  # a thousand steps or so; a run of days has noted much more
 
 
 def call(args: argparse.Namespace) -> int:
@@ -38,12 +41,9 @@ def call(args: argparse.Namespace) -> int:
     display = make_display()
     try:
         while True:
-            ended = live_state(status) != "running"
+            ended = live_state(status, runs) != "running"
             for folder in status.nodes if status else ():
-                node, offset = Node(folder, "", folder, "", ""), offsets.get(folder, 0)
-                whole = whole_lines(cluster.read(node, "events.jsonl", offset))
-                offsets[folder] = offset + len(whole)
-                for event in decode_events(whole):
+                for event in _news(cluster, folder, offsets):
                     display(event)
             if ended:
                 break
@@ -52,14 +52,27 @@ def call(args: argparse.Namespace) -> int:
     finally:
         display.close()
     term = last_term(runs)
-    if live_state(status) == "lost" and term and still_runs(cluster, term):
+    if live_state(status, runs) == "lost" and term and still_runs(cluster, term):
         say(f"the supervisor of {args.run} on {term.host} is gone and its agents are not: taking over")
         return supervise_here(run, runs, term.cluster, term.world, None)
     return _conclude(runs, status)
 
 
+def _news(cluster: Cluster, folder: str, offsets: dict[str, int]) -> Iterator[Event]:
+    """Yield the events of a node that are new; at first, the last ones of those that it has noted so far."""
+    node = Node(folder, "", folder, "", "")
+    if folder not in offsets:
+        try:
+            offsets[folder] = max(0, cluster.size(node, _EVENTS) - _HISTORY_BYTES)
+        except Unreachable:
+            return
+    whole = whole_lines(cluster.read(node, _EVENTS, offsets[folder]))
+    offsets[folder] += len(whole)
+    yield from decode_events(whole)
+
+
 def _conclude(runs: RunStore, status: Status | None) -> int:
-    state = live_state(status)
+    state = live_state(status, runs)
     if state in ("lost", "created") or status is None:
         say(f"{runs.run} has no supervisor; `{resume_command(runs)}` goes on")
         return 1

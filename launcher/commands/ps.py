@@ -49,7 +49,7 @@ def _row(runs: RunStore) -> dict[str, Any]:
         return {"run": runs.run, "state": "unreadable", **blank, "message": str(error)}
     return {
         "run": run.name,
-        "state": live_state(status),
+        "state": live_state(status, runs),
         "step": status.step if status else 0,
         "steps": run.plan.steps,
         "recipe": run.recipe_file,

@@ -19,7 +19,7 @@ from fgtrain.recipe import Recipe
 from fgtrain.runstore import RunFile, RunStore, Spread
 from fgtrain.snapshot.memory import forget, memory_folders
 from fgtrain.stores import open_store
-from launcher import foreground, limits, prepare, queued, supervision
+from launcher import foreground, limits, orphans, prepare, queued, supervision
 from launcher.cli import STRATEGIES
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import clear
@@ -35,7 +35,7 @@ def call(args: argparse.Namespace) -> int:
     runs = RunStore(open_store(args.store or prepare.default_store()), args.run)
     run = existing_run(runs)
     status = read_status(runs)
-    state = live_state(status)
+    state = live_state(status, runs)
     if state == "running":
         raise UserError(f"{args.run} is running; `fglaunch attach {args.run}` watches it, `fglaunch stop` stops it")
     if state == "finished" and args.from_step is None:
@@ -63,8 +63,11 @@ def call(args: argparse.Namespace) -> int:
     for note in notes:
         say(note)
     _record(runs, run, settings, args)
+    earlier = last_term(runs)
+    if earlier and earlier.cluster != cluster_name:
+        orphans.leave(run, earlier, lost=state == "lost")
     if args.from_step is not None:
-        if earlier := last_term(runs):  # what goes on without a supervisor would commit newer steps
+        if earlier and earlier.cluster == cluster_name:  # what goes on without a supervisor would commit newer steps
             clear(cluster, run.name, earlier.nodes)
         go_back(runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)

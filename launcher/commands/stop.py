@@ -8,20 +8,18 @@ from pathlib import Path
 
 import msgspec
 
-from cluster import Cluster, Node
 from fgtrain.errors import UserError
 from fgtrain.runstore import RunFile, RunStore
 from fgtrain.stores import open_store
-from launcher import queued
+from launcher import orphans, queued
 from launcher.clusters import find_cluster
-from launcher.fleet import clear, still_runs
+from launcher.fleet import still_runs
 from launcher.foreground import resume_command, say
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
 from launcher.takeover import last_term
 
 _TIMEOUT_S = 60.0
-_GRACE_S = 10.0  # for workers whose supervisor is gone to take a last snapshot
 
 
 def call(args: argparse.Namespace) -> int:
@@ -29,7 +27,7 @@ def call(args: argparse.Namespace) -> int:
     runs = RunStore(open_store(args.store or default_store()), args.run)
     run = existing_run(runs)
     status = read_status(runs)
-    state = live_state(status)
+    state = live_state(status, runs)
     if queued.stop(run, runs):
         return 0
     if state == "lost" and status and _stop_orphans(run, runs, status):
@@ -40,7 +38,7 @@ def call(args: argparse.Namespace) -> int:
     runs.write("stop", {"asked": time.time()})
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
-        if live_state(read_status(runs)) != "running":
+        if live_state(read_status(runs), runs) != "running":
             say(f"{args.run} is stopped; `{resume_command(runs)}` goes on")
             return 0
         time.sleep(0.1)
@@ -52,16 +50,8 @@ def _stop_orphans(run: RunFile, runs: RunStore, status: Status) -> bool:
     cluster, term = find_cluster(status.cluster, Path(run.cwd)), last_term(runs)
     if term is None or not still_runs(cluster, term):
         return False
-    for node in term.nodes:
-        _terminate(cluster, node)
-    clear(cluster, runs.run, term.nodes)
+    silent = orphans.end(cluster, runs.run, term.nodes)
     runs.write("status.json", msgspec.structs.replace(status, state="stopped", message="stopped on request"))
-    say(f"{run.name} had no supervisor; its agents are stopped, and `{resume_command(runs)}` goes on")
+    which = f" but on {', '.join(silent)}, which cannot be reached, where their lease ends them" if silent else ""
+    say(f"{run.name} had no supervisor; its agents are stopped{which}, and `{resume_command(runs)}` goes on")
     return True
-
-
-def _terminate(cluster: Cluster, node: Node) -> None:
-    agent = cluster.find(node, "agent")
-    if agent:
-        agent.terminate()
-        agent.wait(_GRACE_S)

@@ -84,9 +84,11 @@ class ClusterContract:
         assert cluster.read(node, "program.log", 0) == b"one\ntwo\n"
         assert cluster.read(node, "program.log", 4) == b"two\n"
         assert cluster.read(node, "program.log", 99) == b""
+        assert cluster.size(node, "program.log") == 8
 
     def test_file_that_is_not_there_reads_as_empty(self, cluster: Cluster, node: Node) -> None:
         assert cluster.read(node, "nothing", 0) == b""
+        assert cluster.size(node, "nothing") == 0
 
     def test_exit_status_is_told(self, start: Starter) -> None:
         process = start("exit 7")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from fgtrain import lease, train, worker
 from fgtrain.errors import KeyExists
+from fgtrain.place import Place
+from fgtrain.pulse import Pulse
 from fgtrain.runstore import RunStore
 from fgtrain.snapshot.upload import Fenced, Uploader
 from fgtrain.stores import open_store
@@ -73,3 +78,21 @@ def test_store_that_ignores_conditions_is_announced(rclone: S3Server, monkeypatc
         monkeypatch.setenv(name, value)
     notes = prepare.try_store(open_store(f"s3://{rclone.bucket}/{uuid.uuid4()}"))
     assert any("ignores conditional writes" in note for note in notes)
+
+
+def test_ranks_of_a_supervisor_that_was_succeeded_elsewhere_take_no_attempt_and_report_no_failure(
+    runs: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in lease.variables(900.0, runs.store.url, "r", 1).items():
+        monkeypatch.setenv(name, value)
+    alone, progress = Place(0, 1, 0, torch.device("cpu")), SimpleNamespace(attempt=None, rank=0, pulse=Pulse())
+    for since, number in ((1, 1), (2, 0)):
+        runs.write("status.json", lease.Beat(float(since), "running", since))
+        if number:
+            assert train._take_attempt(runs, 0, alone).attempt == number
+        else:
+            with pytest.raises(Fenced, match="goes on under another supervisor"):
+                train._take_attempt(runs, 0, alone)
+        worker._report(runs, tmp_path, progress, ValueError("no"))  # type: ignore[arg-type]
+        assert runs.attempts() == [1]
+        assert len(list(runs.store.list(runs.key("errors/")))) == 1

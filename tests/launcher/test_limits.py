@@ -229,7 +229,7 @@ def test_prices_and_lease_are_terms_of_any_cluster(tmp_path: Path, monkeypatch: 
     assert clusters.terms_of("other") == Terms(None, None)
     found = clusters.find_cluster("local", tmp_path)  # the backend does not see them
     assert clusters.prices_on("local", found) == Prices(2.5, 2.5)
-    assert clusters.lease_on("local", found, "memory://", "r") == {}  # its nodes end with the supervisor
+    assert clusters.lease_on("local", found, "memory://", "r", 1) == {}  # its nodes end with the supervisor
 
 
 def test_spot_and_on_demand_have_prices_of_their_own() -> None:

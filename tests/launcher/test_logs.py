@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fgtrain import logs
+from fgtrain.plan import World
 from fgtrain.runstore import Attempt, RunStore
 from fgtrain.stores import open_store
 from launcher.cli import main
+from launcher.commands.logs import Follower, may_go_on
 from launcher.logview import View, Wanted
+from launcher.status import Status, process_token
+from launcher.takeover import take_office
 from tests.fgtrain.test_runstore import run_file
 from tests.testbed.s3 import S3Server
 
@@ -30,6 +37,13 @@ class Written:
 
     def put(self, stream: logs.Stream, start: int, data: bytes) -> None:
         self.runs.store.put(logs.segment_key(self.runs, stream, start), data)
+
+    def says(self, state: str, *, alive: bool = True) -> None:
+        """Have a supervisor say how the run stands, one that still lives or does not."""
+        if state:
+            known = {"host": socket.gethostname(), "pid": os.getpid(), "token": process_token(os.getpid()) or ""}
+            known |= {} if alive else {"token": "of a process before this one"}
+            self.runs.write("status.json", Status(state=state, step=1, steps=9, updated=time.time(), nodes=(), **known))
 
     def view(self, wanted: Wanted, *, here: bool = False) -> View:
         return View(self.runs, lambda: [self.folder] if here else [self.folder / "not here"], wanted)
@@ -124,7 +138,43 @@ def test_command_prints_whose_lines_they_are(run: Written, capsysbinary: pytest.
     fill(run)
     assert main(["logs", "r", "--attempt", "1", "--store", run.url]) == 0
     assert capsysbinary.readouterr().out == b"--- attempt 1, rank 0\n1:0\n--- attempt 1, rank 1\n1:1\n"
-    assert main(["logs", "r", "-f", "--rank", "2", "--store", run.url]) == 0  # nobody supervises: it ends by itself
+    run.says("finished")
+    assert main(["logs", "r", "-f", "--rank", "2", "--store", run.url]) == 0
+    assert capsysbinary.readouterr().out == b"--- attempt 2, rank 2\n2:2\n"
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
+def test_following_ends_with_the_run(run: Written, state: str) -> None:
+    run.says(state)
+    assert Follower(run.runs, lambda: True).ended()
+
+
+def test_following_goes_on_while_more_may_come(run: Written, capsys: pytest.CaptureFixture[str]) -> None:
+    times, answers = iter([0.0, 0.0, 1.0, 20.0, 20.0, 40.0, 40.0]), iter([True, True, False])
+    follower = Follower(run.runs, lambda: next(answers), lambda: next(times))
+    for state in ("", "waiting", "running"):
+        run.says(state)
+        assert not follower.ended()
+    run.says("running", alive=False)
+    assert [follower.ended() for _ in range(4)] == [False, False, False, True]
+    begins, lost, over = capsys.readouterr().err.splitlines()
+    assert "r has not begun" in begins
+    assert "r has no supervisor any more; what its nodes may still write" in lost
+    assert "nothing of it runs; `fglaunch resume r" in over
+
+
+def test_what_goes_on_without_its_supervisor_is_seen_where_it_can_be(
+    run: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("FGLAUNCH_CLUSTERS", str(tmp_path / "none.toml"))
+    fill(run)
+    run.says("running", alive=False)
+    assert not may_go_on(run_file("r"), run.runs)  # no supervisor has started anything
+    take_office(run.runs, "lab", World(1, 1))
+    assert may_go_on(run_file("r"), run.runs), "nobody here knows this cluster"
+    take_office(run.runs, "local", World(1, 1))
+    assert not may_go_on(run_file("r"), run.runs)  # all ends with the supervisor
+    assert main(["logs", "r", "-f", "--rank", "2", "--store", run.url]) == 0
     assert capsysbinary.readouterr().out == b"--- attempt 2, rank 2\n2:2\n"
 
 

@@ -45,16 +45,19 @@ def lab() -> Iterator[Hosts]:
         yield hosts
 
 
+def played(there: Hosts, folder: Path, **clusters: list[str]) -> Runs:
+    """Return runs on clusters of these hosts, where agents are played and end once there is a file `done`."""
+    python = folder / "python"
+    python.write_text(AGENT.format(python=sys.executable, done=str(folder / "done")))
+    python.chmod(0o755)
+    same = f'ssh_config = "{there.config}"\npython = "{python}"\nshared = true\nwork = "{folder}/work"\n'
+    texts = (f'[{name}]\nkind = "ssh"\nhosts = {hosts!r}\n{same}' for name, hosts in clusters.items())
+    (folder / "clusters.toml").write_text("".join(texts))
+    return Runs(folder, FGLAUNCH_CLUSTERS=str(folder / "clusters.toml"))
+
+
 def test_hosts_outlive_network_and_launcher(lab: Hosts, tmp_path: Path) -> None:
-    played, done = tmp_path / "python", tmp_path / "done"
-    played.write_text(AGENT.format(python=sys.executable, done=str(done)))
-    played.chmod(0o755)
-    clusters = tmp_path / "clusters.toml"
-    clusters.write_text(
-        f'[lab]\nkind = "ssh"\nhosts = {lab.names!r}\nssh_config = "{lab.config}"\n'
-        f'python = "{played}"\nshared = true\nwork = "{tmp_path}/work"\n'
-    )
-    runs = Runs(tmp_path, FGLAUNCH_CLUSTERS=str(clusters))
+    runs, done = played(lab, tmp_path, lab=lab.names), tmp_path / "done"
     words = ("--cluster", "lab", "--nodes", "2", "--name", "played", "--supervise", "check.level=off")
     with runs.start("played", "recipes/quickstart.py", *words) as run:
         wait_for(lambda: len(noted(run)) == 2, "both agents are up", 240)
@@ -76,6 +79,22 @@ def test_hosts_outlive_network_and_launcher(lab: Hosts, tmp_path: Path) -> None:
             done.touch()
             assert heir.wait(240) == 0, heir.output()
     wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 240)
+
+
+def test_run_that_is_resumed_on_another_cluster_leaves_nothing_on_the_old_one(lab: Hosts, tmp_path: Path) -> None:
+    runs = played(lab, tmp_path, old=["node1"], new=["node2"])
+    words = ("--cluster", "old", "--name", "played", "--supervise", "check.level=off")
+    with runs.start("played", "recipes/quickstart.py", *words) as run:
+        wait_for(lambda: len(noted(run)) == 1, "the agent is up", 240)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait(240)
+        assert pids(lab)["node1"]
+        with runs.start("played", "resume", "played", "--cluster", "new") as heir:
+            wait_for(lambda: pids(lab)["node2"], "the new cluster has an agent", 240)
+            assert not lab.programs("node1"), heir.output()
+            (tmp_path / "done").touch()
+            assert heir.wait(240) == 0, heir.output()
+            assert "note: " not in heir.output()
 
 
 def cut_and_heal(run: LiveRun, lab: Hosts) -> None:

@@ -24,7 +24,7 @@ def test_run_without_trouble_finishes_and_leaves_nothing() -> None:
     scene = Scene()
     assert scene.supervise() == Outcome("finished", 0)
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
-    assert live_state(read_status(scene.runs)) == "finished"
+    assert live_state(read_status(scene.runs), scene.runs) == "finished"
     assert [p.node.name for p in scene.cluster.started("agent")] == ["host0", "host1"]
 
 

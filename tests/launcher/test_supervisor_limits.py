@@ -121,7 +121,7 @@ def test_what_lasts_has_a_lease() -> None:
     scene.supervise()
     for name in ("agent", "rendezvous"):
         for process in scene.cluster.started(name):
-            assert process.command.env[LEASE].startswith("300 run memory://")
+            assert process.command.env[LEASE].startswith("300 1 run memory://")
     passing = Scene(lasting=False)
     passing.supervise()
     assert all(LEASE not in p.command.env for p in passing.cluster.started("agent"))

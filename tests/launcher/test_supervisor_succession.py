@@ -96,7 +96,7 @@ def test_fenced_supervisor_stops_acting_and_leaves_the_agents_to_the_other() -> 
     assert [o.state for o in seen] == ["finished"]
     assert len(scene.cluster.started("agent")) == 2
     assert (first.state, first.exit_code) in (("fenced", EXIT_FENCED), ("finished", 0))
-    assert live_state(read_status(scene.runs)) == "finished"
+    assert live_state(read_status(scene.runs), scene.runs) == "finished"
 
 
 def test_supervisor_that_lost_its_office_does_nothing_more() -> None:

@@ -8,17 +8,20 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fgtrain.errors import StoreUnavailable
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from fgtrain.stores.memory import MemoryStore
 from launcher.cli import main
 from launcher.display import PlainDisplay, spell
 from launcher.events import decode_events, whole_lines
-from launcher.status import Status, live_state, process_token
+from launcher.status import Status, live_state, process_token, read_status
 from tests.fgtrain.test_runstore import run_file
 
 
@@ -36,11 +39,16 @@ def status(**changes: Any) -> Status:
     return Status(**(fields | changes))
 
 
+def state(found: Status | None) -> str:
+    """Return a run's state where no store is needed to tell."""
+    return live_state(found, RunStore(open_store("memory://nothing"), "run"))
+
+
 def test_run_is_running_while_its_supervisor_lives() -> None:
-    assert live_state(status()) == "running"
-    assert live_state(status(updated=0.0)) == "running"
-    assert live_state(None) == "created"
-    assert live_state(status(state="finished")) == "finished"
+    assert state(status()) == "running"
+    assert state(status(updated=0.0)) == "running"
+    assert state(None) == "created"
+    assert state(status(state="finished")) == "finished"
 
 
 @pytest.mark.parametrize(
@@ -56,21 +64,68 @@ def test_attach_to_a_run_that_has_ended_returns_what_its_supervisor_did(
 
 
 def test_supervisor_on_another_host_is_lost_when_it_falls_silent() -> None:
-    assert live_state(status(host="elsewhere")) == "running"
-    assert live_state(status(host="elsewhere", updated=time.time() - 60)) == "lost"
+    assert state(status(host="elsewhere")) == "running"
+    assert state(status(host="elsewhere", updated=time.time() - 60)) == "lost"
+
+
+class Elsewhere:
+    """A run that is supervised on a host whose clock is wrong, in a store whose clock may be, too."""
+
+    def __init__(self, skew_s: float, store_skew_s: float) -> None:
+        self.now, self._skew_s = time.time() + store_skew_s, skew_s
+        self.store = MemoryStore(f"watching-{uuid.uuid4()}", self.clock)
+        self.runs = RunStore(self.store, "run")
+        self.probes = 0
+
+    def clock(self) -> float:
+        self.probes += 1
+        return self.now
+
+    def beats(self) -> None:
+        self.runs.write("status.json", status(host="elsewhere", updated=time.time() + self._skew_s))
+        self.probes = 0
+
+    def state(self) -> str:
+        return live_state(read_status(self.runs), self.runs)
+
+
+@pytest.mark.parametrize("store_skew_s", [0.0, -9999.0, 9999.0])
+@pytest.mark.parametrize("skew_s", [-3600.0, -31.0, 6.0, 3600.0])
+def test_heartbeat_by_another_clock_is_judged_by_the_stores(skew_s: float, store_skew_s: float) -> None:
+    run = Elsewhere(skew_s, store_skew_s)
+    run.beats()
+    run.now += 3.0
+    assert [run.state() for _ in range(5)] == ["running"] * 5
+    assert run.probes == 1, "the time is asked for once a heartbeat"
+    run.beats()
+    run.now += 31.0
+    assert run.state() == "lost"
+    run.beats()
+    assert run.state() == "running"
+
+
+def test_where_the_store_does_not_tell_the_time_clocks_have_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Elsewhere(-60.0, 0.0)
+    run.beats()
+
+    def refuse(key: str, data: bytes) -> None:
+        raise StoreUnavailable("read only")
+
+    monkeypatch.setattr(run.store, "put", refuse)
+    assert run.state() == "lost"
 
 
 def test_number_of_a_dead_supervisor_that_another_process_has_now_is_no_sign_of_life() -> None:
-    assert live_state(status(token="of a process before this one")) == "lost"
+    assert state(status(token="of a process before this one")) == "lost"
 
 
 def test_killed_supervisor_is_lost_even_before_its_parent_takes_note() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         before = status(pid=process.pid, token=process_token(process.pid))
-        assert live_state(before) == "running"
+        assert state(before) == "running"
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, a zombie still
-        assert live_state(before) == "lost"
+        assert state(before) == "lost"
     assert process_token(process.pid) is None
 
 

@@ -137,6 +137,11 @@ class FakeCluster:
     def find(self, node: Node, name: str) -> FakeProcess | None:
         return next((p for p in reversed(self.running(name)) if p.node.name == node.name), None)
 
+    def size(self, node: Node, name: str) -> int:
+        if node.name in self.quiet:
+            raise Unreachable(f"{node.name} cannot be reached")
+        return len(self.files.get((node.folder, name), b""))
+
     def read(self, node: Node, name: str, offset: int) -> bytes:
         return b"" if node.name in self.quiet else self.files.get((node.folder, name), b"")[offset:]
 

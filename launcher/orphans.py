@@ -1,0 +1,78 @@
+"""What goes on of a run without a supervisor, where the run is to stop or on a cluster that it leaves: it is ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from cluster import Cluster, ClusterError, Node, Process, Rented
+from fgtrain.errors import UserError
+from fgtrain.runstore import RunFile
+from launcher.clusters import find_cluster
+from launcher.foreground import give_back, say
+from launcher.stores import kill_all, meeting_places
+from launcher.takeover import Term
+
+_AT_ONCE = 16  # nodes
+_LAST_SNAPSHOT_S = 30.0
+
+
+def leave(run: RunFile, term: Term, *, lost: bool) -> None:
+    """Leave nothing of a run on the cluster of its last supervisor: the run goes on on another one.
+
+    If that one was `lost`, agents may go on, and are asked for a last snapshot. Rented machines are given back. What
+    cannot be done from here is told, and is no obstacle: what that supervisor has started has a lease, which ends with
+    the first heartbeat of the next one.
+    """
+    try:
+        cluster = find_cluster(term.cluster, Path(run.cwd))
+        problem = _end_lost(cluster, run.name, term) if lost else ""
+        give_back(run.name, cluster)
+    except (ClusterError, UserError) as error:
+        problem = f"which cannot be asked from here ({error})" if lost else ""
+    if problem:
+        say(f"note: {run.name} leaves {term.cluster}, {problem}; what still runs there leaves when it finds out")
+
+
+def _end_lost(cluster: Cluster, run: str, term: Term) -> str:
+    """End what goes on without its supervisor; returns what could not be done."""
+    if not cluster.lasting:
+        return ""
+    if isinstance(cluster, Rented) and cluster.held(run) is None:
+        return "where it may have machines that were not rented from here"
+    silent = end(cluster, run, term.nodes)
+    return f"whose {', '.join(silent)} cannot be reached from here" if silent else ""
+
+
+def end(cluster: Cluster, run: str, nodes: Sequence[Node], last_s: float = _LAST_SNAPSHOT_S) -> list[str]:
+    """Ask a run's agents to leave, which takes a last snapshot, and kill what is left of it after `last_s` seconds.
+
+    Returns:
+        The nodes that were not reached, or refused.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        asked = dict(zip(nodes, pool.map(lambda node: _ask(cluster, node), nodes), strict=True))
+        reached = [node for node, agent in asked.items() if not isinstance(agent, ClusterError)]
+        deadline = time.monotonic() + last_s
+        for agent in asked.values():
+            if agent and not isinstance(agent, ClusterError):
+                with suppress(ClusterError):
+                    agent.wait(max(0.0, deadline - time.monotonic()))
+        list(pool.map(lambda node: kill_all(cluster, node, "agent"), reached))
+        with suppress(ClusterError):  # the place apart does not answer: what is there leaves by itself
+            reached = meeting_places(cluster, run, reached)
+        list(pool.map(lambda node: kill_all(cluster, node, "rendezvous"), reached))
+    return [node.name for node, agent in asked.items() if isinstance(agent, ClusterError)]
+
+
+def _ask(cluster: Cluster, node: Node) -> Process | ClusterError | None:
+    """Ask a node's agent to leave; returns it, None if there is none, or why that cannot be told."""
+    try:
+        if agent := cluster.find(node, "agent"):
+            agent.terminate()
+    except ClusterError as error:
+        return error
+    return agent
