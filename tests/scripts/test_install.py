@@ -301,7 +301,7 @@ def test_a_python_that_the_package_does_not_allow_is_refused(tmp_path: Path) -> 
     for program in ("sh", "dirname"):
         (tmp_path / program).symlink_to(shutil.which(program) or program)
     python = tmp_path / "python3"  # called as: python3 -S -c CODE
-    code = 'import sys; sys.version_info = (3, 11, 3); exec(sys.argv[1])'
+    code = "import sys; sys.version_info = (3, 11, 3); exec(sys.argv[1])"
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c '{code}' \"$3\"\n")
     python.chmod(0o755)
     argv = [str(tmp_path / "sh"), str(SCRIPTS / "install")]
