@@ -11,7 +11,7 @@ The step is the same for all, so that the table shows nothing but what interrupt
 (a) torchrun + torch.save at a fixed interval   (b) the same at the best fixed interval, in hindsight
 (c) the offline optimum: it knows all losses, snapshots right before each, and restarts in no time
 
-Bar (DESIGN, figures): ours >= 0.95 of (c). torchrun's own costs are taken at their best (`benchmarks.goodput_peer`),
+Bar: ours >= 0.95 of (c). torchrun's own costs are taken at their best (`benchmarks.goodput_peer`),
 and its nodes always come back to it.
 """
 

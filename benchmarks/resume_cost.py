@@ -2,8 +2,8 @@
 
     python -m benchmarks.resume_cost [--rounds N]
 
-The index is synthetic, two million samples long (digits by many names); the loader is the one that trains. Bar
-(DESIGN §8): flat, whatever the cursor. The limit that it is compared with is the cursor at 10^2 in the same round.
+The index is synthetic, two million samples long (digits by many names); the loader is the one that trains. Bar:
+flat, whatever the cursor. The limit that it is compared with is the cursor at 10^2 in the same round.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/snapshot.py [--rounds N] [--peer-rounds N] [--models resnet50 vit_base_patch16_224]
 
-Bars (DESIGN §8): stall <= 1.2 of one memcpy of S / N and < 1/10 of dcp.async_save; commit and restore >= 0.85 of the
+Bars: stall <= 1.2 of one memcpy of S / N and < 1/10 of dcp.async_save; commit and restore >= 0.85 of the
 raw client's PUT and GET of the same bytes; bytes after k steps with frozen layers <= 1.05 of what changed.
 """
 

@@ -187,6 +187,15 @@ class Inspectable(Protocol):
         """Look at each machine; one that does not answer is a report, no error."""
 
 
+@runtime_checkable
+class Furnished(Protocol):
+    """What a cluster may offer beside `Cluster`: it makes the environments of its nodes."""
+
+    @property
+    def extras(self) -> tuple[str, ...] | None:
+        """Which of our own extras they hold; None: the user's settings say what is there."""
+
+
 class Request(NamedTuple):
     """A job to queue: `nodes` machines with `gpus` GPUs each, of which the first runs `python *args` in the project.
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from cluster import ClusterError
 
 _DISTRIBUTION = "fglaunch"
-_EXTRA = "train"
 _LOCK = "constraints.txt"
 
 
@@ -34,7 +33,12 @@ def environment(requirements: str, constraints: str, options: Sequence[str]) -> 
 
 
 def wanted(
-    project: Path, package_root: Path, requirements: str, constraints: str, options: Sequence[str]
+    project: Path,
+    package_root: Path,
+    requirements: str,
+    constraints: str,
+    options: Sequence[str],
+    extras: Sequence[str] = ("train",),
 ) -> Environment:
     """Return the environment that a run of this project needs.
 
@@ -44,11 +48,12 @@ def wanted(
         requirements: a file of the user's, or empty: what training needs.
         constraints: a file of the user's, or empty: the lock file, or else the versions that are installed here.
         options: for the installer.
+        extras: what is needed of our own, where requirements do not say.
 
     Raises:
         ClusterError: a file cannot be read.
     """
-    needs = _read(project / requirements) if requirements else "\n".join(own_requirements(_declared()))
+    needs = _read(project / requirements) if requirements else "\n".join(own_requirements(_declared(), extras))
     lock = next((f for f in (project / _LOCK, package_root / _LOCK) if f.is_file()), None)
     if constraints or lock:
         pins = _read(project / constraints if constraints else lock or project)
@@ -57,13 +62,13 @@ def wanted(
     return environment(needs, pins, options)
 
 
-def own_requirements(declared: Sequence[str]) -> list[str]:
-    """Return what nodes need of our own declared requirements (PEP 508): ours, and those of training. Pure."""
+def own_requirements(declared: Sequence[str], extras: Sequence[str]) -> list[str]:
+    """Return what nodes need of our own declared requirements (PEP 508): ours, and those of extras. Pure."""
     found = []
     for line in declared:
         need, _, marker = line.partition(";")
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        if extra is None or extra[1] == _EXTRA:
+        if extra is None or extra[1] in extras:
             found.append(need.strip() if extra else line.strip())
     return sorted(set(found))
 

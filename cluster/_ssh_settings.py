@@ -25,6 +25,7 @@ _NOT_PASSED = (  # what is about this machine; whoever needs one of them elsewhe
     ),
     *("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_*_FILE"),
 )
+_EXTRAS = ("deepspeed",)  # of our own: what nodes may need beside `train`, which holds what `s3` does
 _KINDS: dict[str, tuple[type, str]] = {
     "str": (str, "a string"),
     "int": (int, "a whole number"),
@@ -53,6 +54,7 @@ class Settings:
     keep: int = 5
     requirements: str = ""
     constraints: str = ""
+    extras: tuple[str, ...] = ()
     install_options: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     pass_env: tuple[str, ...] = ()
@@ -62,6 +64,11 @@ class Settings:
         """Return how to get to a host."""
         config = os.path.expanduser(self.ssh_config)  # noqa: PTH111  (empty stays empty)
         return Target(host, self.user, self.port, config, self.ssh_options, self.python or "python3")
+
+    @property
+    def furnished(self) -> tuple[str, ...] | None:
+        """See `Furnished.extras`."""
+        return None if self.python or self.requirements or self.shared else ("train", *self.extras)
 
     def passed(self, env: Mapping[str, str]) -> dict[str, str]:
         """Return what of this machine's environment programs get; `env` of the settings wins."""
@@ -113,6 +120,11 @@ def _check(settings: Settings) -> None:
         raise ClusterError(f"clusters.toml: slots is {settings.slots}, and should be 1 or more")
     if settings.keep < 0:
         raise ClusterError(f"clusters.toml: keep is {settings.keep}, and should be 1 or more, or 0 to keep everything")
+    if unknown := [e for e in settings.extras if e not in _EXTRAS]:
+        raise ClusterError(
+            f"clusters.toml: extras has {', '.join(unknown)}, and there are: {', '.join(_EXTRAS)}; for other packages"
+            " name a file in requirements"
+        )
     if not 0 <= settings.port <= 65535:
         raise ClusterError(f"clusters.toml: port is {settings.port}, and ports go from 1 to 65535")
     if not re.fullmatch(r"[\w./+~-]*", settings.python):

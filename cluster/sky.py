@@ -113,6 +113,11 @@ class SkyCluster:
         self._counts: dict[str, int] = {}
         self._opened: dict[str, tuple[int, _Hosts, SshCluster]] = {}  # by serial number
 
+    @property
+    def extras(self) -> tuple[str, ...] | None:
+        """See `Furnished`."""
+        return parse_settings({**self._settings.ssh, "hosts": ["node"]}).furnished
+
     # -- renting --------------------------------------------------------------------------------------------------
 
     def offers(self, count: int, *, spot: bool | None = None) -> list[Offer]:

@@ -96,6 +96,11 @@ class SshCluster:
         self._trees: dict[str, _ssh_code.Tree] = {}
         self._lock = threading.Lock()
 
+    @property
+    def extras(self) -> tuple[str, ...] | None:
+        """See `Furnished`."""
+        return self._settings.furnished
+
     # -- nodes ----------------------------------------------------------------------------------------------------
 
     def nodes(self, run: str, count: int) -> list[Node]:
@@ -278,7 +283,8 @@ class SshCluster:
     def _make_environment(self, link: Link, cache: str, node: Node) -> list[str]:
         """Have the environment made; returns what there is to tell."""
         s = self._settings
-        need = wanted(self._project, _PACKAGE_ROOT, s.requirements, s.constraints, s.install_options)
+        extras = s.furnished or ()  # else the user's requirements count
+        need = wanted(self._project, _PACKAGE_ROOT, s.requirements, s.constraints, s.install_options, extras)
         took = link.ask(
             "make_environment",
             timeout_s=_INSTALL_S,

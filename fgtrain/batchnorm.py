@@ -1,7 +1,7 @@
 """BatchNorm whose running statistics do not depend on who computed which micro-batch.
 
 Every micro-batch of a step starts from the same running statistics; the step's result is the mean over its
-micro-batches of where each of them would have led. So one process and eight agree (DESIGN §4).
+micro-batches of where each of them would have led. So one process and eight agree.
 """
 
 from __future__ import annotations

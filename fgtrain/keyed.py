@@ -1,4 +1,4 @@
-"""Random draws keyed by what they are for, never by who draws them (DESIGN §4).
+"""Random draws keyed by what they are for, never by who draws them.
 
 A draw depends on the run's seed and on the thing drawn for (an epoch's order, one sample's crop, one micro-batch's
 dropout), so that rank count, loader workers and restarts cannot change it. Plain integers, no numpy, no torch.

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""By which data sets that are folders know pictures; lower case."""
 
 _HEAD = 34  # bytes: as far as the BMP fields that are read
 _TAIL = 4096  # bytes: room for the padding that cameras and editors put after the end marker

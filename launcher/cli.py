@@ -113,7 +113,7 @@ def parser(command: str | None = None) -> Parser:
         adders[name](p)
         if name in ("show", "ps", "rehearse", "samples", "clusters", "nodes", "doctor"):
             _add_json(p)
-        if name not in ("show", "data", "clusters", "completion", "snapshots"):
+        if name not in ("show", "data", "clusters", "completion", "snapshots", "rehearse"):
             _add_store(p)
     return top
 
@@ -132,8 +132,8 @@ def _add_json(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_store(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--store", metavar="URL", help="where runs are kept (default: $FGLAUNCH_STORE, or ./store)")
+def _add_store(p: argparse.ArgumentParser, default: str = "$FGLAUNCH_STORE, or ./store") -> None:
+    p.add_argument("--store", metavar="URL", help=f"where runs are kept (default: {default})")
 
 
 def _add_world(p: argparse.ArgumentParser, nodes: str | None, gpus: int | None) -> None:
@@ -239,7 +239,7 @@ def _add_snapshot(p: argparse.ArgumentParser) -> None:
 
 def _add_prune(p: argparse.ArgumentParser) -> None:
     _add_run_name(p)
-    p.add_argument("--keep", type=int, metavar="N", help="keep the newest N that verify (default: 1)")
+    p.add_argument("--keep", type=int, metavar="N", help="keep the newest N that verify (default: 1, with --every)")
     p.add_argument("--every", type=int, metavar="K", help="keep the first at or past each multiple of K steps")
     p.add_argument(
         "--grace",
@@ -281,6 +281,7 @@ def _add_rehearse(p: argparse.ArgumentParser) -> None:
     p.add_argument("--on-demand", type=float, metavar="P", help="... on demand (default: the same)")
     p.add_argument("--work-hours", type=float, metavar="H", help="with --simulate: spot or on-demand for so much work")
     p.add_argument("--deadline-hours", type=float, metavar="H", help="... to be done after so many hours")
+    _add_store(p, "a temporary folder; for --costs-from $FGLAUNCH_STORE, or ./store")
 
 
 def _add_data(p: argparse.ArgumentParser) -> None:

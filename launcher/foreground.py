@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Node, Offer, Rented, TwoKinds, Unreachable
+from cluster import Cluster, ClusterError, Furnished, Node, Offer, Rented, TwoKinds, Unreachable
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
@@ -48,9 +48,23 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None, 
     if port is not None:
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
+        _check_extras(run, cluster, world)
         return _check_nodes(cluster.nodes(run.name, seat_count(world)), cluster, world)
     check_training_installed(run.recipe, world.engine)
     return world_notes(world)
+
+
+def _check_extras(run: RunFile, cluster: Cluster, world: World) -> None:
+    """Refuse what the environments that a cluster makes lack: a worker would find out, after minutes."""
+    if not isinstance(cluster, Furnished) or cluster.extras is None:
+        return
+    strategy, engine = run.recipe.strategy.extra, "deepspeed" if world.engine == "deepspeed" else ""
+    for extra, who in ((strategy, "the recipe's strategy"), (engine, f"--engine {world.engine}")):
+        if extra and extra not in cluster.extras:
+            raise UserError(
+                f"{who} needs {extra}, which the environments that are made on this cluster's nodes lack:"
+                f' put extras = ["{extra}"] into its entry in clusters.toml'
+            )
 
 
 def _check_nodes(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:

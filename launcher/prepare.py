@@ -60,6 +60,7 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         raise RecipeError(f"{path}: {error}") from error
     try:
         index, bad = usable(recipe.data, recipe.data.index())
+        others = recipe.data.passed_over()
     except StoreError as error:
         raise RecipeError(f"{path}: data.root: {error}") from error
     if recipe.model.classes != len(index.classes):
@@ -70,6 +71,8 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
     plan = make_plan(recipe, len(index.train))
     check_world(plan, world)
     notes = [f"{len(bad)} bad pictures are skipped, {bad[0].name} ({bad[0].reason}) first"] if bad else []
+    if others:
+        notes.append(f"files that do not end as pictures do are passed over: {len(others)}, {others[0]} first")
     run = RunFile(
         name=fresh_name(path) if name is None else name,
         created=time.time(),

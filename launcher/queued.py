@@ -330,4 +330,4 @@ class Watch:
             return 1 if status.exit_code == EXIT_LIMIT else 130
         why = status.message if state == "failed" else "its job ended without a last word"
         say(f"{name} failed: {why} (logs: {logs})")
-        return 1
+        return status.exit_code or 1

@@ -212,7 +212,7 @@ def install(venv: Path, wanted: Stamp, env: Mapping[str, str]) -> Stamp:
     uv_env = package_sources(env, venv)
     uv = get_uv(venv, uv_env, ROOT / "constraints.txt")
     python = str(venv / "bin" / "python")
-    if not succeeds([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], env):
+    if not succeeds([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11, 4))"], env):
         base: str = getattr(sys, "_base_executable", sys.executable)  # we may run in the .venv that is being replaced
         run([uv, "venv", "--quiet", "--allow-existing", "--python", base, str(venv)], uv_env)
     backend = torch_backend(uv_env, has_nvidia_gpu(env), platform.system()) if "train" in wanted.extras else None

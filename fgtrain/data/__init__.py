@@ -66,6 +66,10 @@ class Data(Family):
         """
         raise NotImplementedError
 
+    def passed_over(self) -> list[str]:
+        """Return the names of files that lie among the pictures and are none of the samples."""
+        return []
+
     def inspect(self, samples: Iterable[Sample]) -> list[BadImage]:
         """Find pictures that are missing, empty, truncated or not pictures, without decoding them."""
         raise NotImplementedError

@@ -52,7 +52,7 @@ class ImageFolder(PictureFiles, frozen=True):
             UserError: a folder is missing or empty, or train and val have different classes.
         """
         root = self.folder()
-        val_name = next((name for name in _VAL_NAMES if (root / name).is_dir()), None)
+        val_name = _val_name(root)
         if not (root / "train").is_dir() or val_name is None:
             lacking = "val" if val_name is None else "train"
             raise UserError(f"data.root={root}: there is no {lacking}/ folder; {_LAYOUT}")
@@ -61,6 +61,16 @@ class ImageFolder(PictureFiles, frozen=True):
         _require_same(root, set(classes), {found.class_ for found in val}, val_name)
         label_of = {name: label for label, name in enumerate(classes)}
         return Index(tuple(classes), _samples(train, label_of), _samples(val, label_of))
+
+    def passed_over(self) -> list[str]:
+        """See `Data.passed_over`: files with the endings of no picture, but for hidden ones and what links lead to."""
+        root = self.folder()
+        found: list[str] = []
+        for split in filter(None, ("train", _val_name(root))):
+            below = (root / split).below() if isinstance(root, ObjectPath) else _below(root / split)
+            visible = (name for name in below if f"/{name}".find("/.") < 0)
+            found += sorted(f"{split}/{name}" for name in visible if not name.lower().endswith(SUFFIXES))
+        return found
 
 
 class _Found(NamedTuple):
@@ -79,6 +89,18 @@ def _root(root: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"data.root={root}: there is no such folder; {_LAYOUT}")
     return folder
+
+
+def _val_name(root: Path | ObjectPath) -> str | None:
+    """Return which folder is for validation."""
+    return next((name for name in _VAL_NAMES if (root / name).is_dir()), None)
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Yield the names of all files below a folder, relative to it."""
+    for place, _, names in os.walk(folder):
+        here = Path(place).relative_to(folder).as_posix()
+        yield from names if here == "." else (f"{here}/{name}" for name in names)
 
 
 def _samples(found: list[_Found], label_of: dict[str, int]) -> tuple[Sample, ...]:

@@ -148,6 +148,7 @@ def test_nodes_are_called_after_their_hosts() -> None:
         ({"hosts": ["a"], "slots": 0}, "slots is 0"),
         ({"hosts": ["a"], "port": 70000}, "port is 70000"),
         ({"hosts": ["a"], "keep": -1}, "keep is -1"),
+        ({"hosts": ["a"], "extras": ["sky"]}, "extras has sky, and there are: deepspeed; for other packages"),
         ({"hosts": ["-oProxyCommand=x"]}, "'-oProxyCommand=x' is no host"),
         ({"hosts": ["a", "a"]}, "named twice"),
         ({"hosts": ["a"], "python": "py thon"}, "a path without spaces"),
@@ -247,7 +248,24 @@ def test_nodes_need_our_requirements_and_those_of_training() -> None:
         "s3fs; extra == 's3'",
         "tomli; python_version < '3.11'",
     ]
-    assert own_requirements(declared) == ["msgspec>=0.19", "tomli; python_version < '3.11'", "torch>=2.6"]
+    ours = ["msgspec>=0.19", "tomli; python_version < '3.11'"]
+    assert own_requirements(declared, ["train"]) == [*ours, "torch>=2.6"]
+    assert own_requirements(declared, ["train", "s3"]) == ["msgspec>=0.19", "s3fs", ours[1], "torch>=2.6"]
+
+
+def test_environment_with_deepspeed_is_another_one(tmp_path: Path) -> None:
+    (tmp_path / "constraints.txt").write_text("torch==2.6\n")
+    plain, more = (wanted(tmp_path, tmp_path, "", "", (), extras) for extras in (("train",), ("train", "deepspeed")))
+    assert plain == wanted(tmp_path, tmp_path, "", "", ())
+    assert "deepspeed" not in plain.requirements
+    assert "deepspeed" in more.requirements
+    assert plain.key != more.key
+
+
+@pytest.mark.parametrize("own", [{"python": "/bin/python3"}, {"requirements": "needs.txt"}, {"shared": True}])
+def test_what_the_user_provides_is_not_judged(own: dict[str, Any]) -> None:
+    assert parse_settings({"hosts": ["a"], "extras": ["deepspeed"]}).furnished == ("train", "deepspeed")
+    assert parse_settings({"hosts": ["a"], **own}).furnished is None
 
 
 def test_lock_file_of_the_project_counts_and_the_users_more(tmp_path: Path) -> None:

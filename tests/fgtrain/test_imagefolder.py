@@ -90,6 +90,18 @@ def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     for name in (".DS_Store", "a/._1.jpg", "a/Thumbs.db", "readme.txt", ".cache/1.jpg"):
         write_picture(tmp_path / "train" / name)
     assert data.index().train == (("train/a/1.jpg", 0),)
+    assert data.passed_over() == ["train/a/Thumbs.db", "train/readme.txt"]
+
+
+def test_whatever_the_decoder_reads_is_taken_by_its_ending(tmp_path: Path) -> None:
+    data = fill(tmp_path, "a/1.jpg")
+    for ending, format_ in (("JFIF", "JPEG"), ("jpe", "JPEG"), ("gif", "GIF"), ("bmp", "BMP"), ("tif", "TIFF")):
+        write_picture(tmp_path / f"train/a/2.{ending}", format_)
+    index = data.index()
+    assert [sample.name.rpartition(".")[2] for sample in index.train] == ["jpg", "JFIF", "bmp", "gif", "jpe", "tif"]
+    assert usable(data, index) == (index, [])
+    assert all(data.read(sample).shape == (24, 32, 3) for sample in index.train)
+    assert data.passed_over() == []
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:

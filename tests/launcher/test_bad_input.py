@@ -206,7 +206,17 @@ def test_truncated_picture_is_named_and_may_be_skipped(runs: Runs) -> None:
     done = runs.call(recipe, "--set", "data.on_bad_image=skip", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "1 bad pictures are skipped, train/鸟/1.jpg" in done.stderr
+    assert "passed over" not in done.stderr
     assert "data       5 training samples" in done.stdout
+
+
+def test_files_that_are_not_taken_for_pictures_are_told_of(runs: Runs) -> None:
+    recipe = folders(runs)
+    for name in ("train/鸟/1.heic", "train/鸟/2.heic"):
+        (runs.folder / "data" / name).write_bytes(b"x")
+    done = runs.call(recipe, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "are passed over: 2, train/鸟/1.heic first" in done.stderr
 
 
 def test_store_below_a_file_is_refused(runs: Runs) -> None:

@@ -9,12 +9,15 @@ from typing import get_args
 import msgspec
 import pytest
 
+from cluster.fake import Clock, FakeCluster
 from cluster.local import LocalCluster
 from fgtrain.errors import UserError
 from fgtrain.plan import Engine, World, chosen_world
 from fgtrain.stores.memory import MemoryStore
 from launcher.cli import ENGINES, main, parser
+from launcher.commands.resume import spread_anew
 from launcher.commands.run import dry_run
+from launcher.foreground import check_start
 from launcher.prepare import check_training_installed
 from launcher.queued import Job
 from tests.fgtrain.test_runstore import run_file
@@ -41,6 +44,27 @@ def test_engine_is_one_of_two_and_kept_by_who_resumes(capsys: pytest.CaptureFixt
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert all(word in line for word in ("mpi", *ENGINES))
+
+
+class Furnished(FakeCluster):
+    """One that makes the environments of its nodes."""
+
+    extras: tuple[str, ...] | None = ("train",)
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "who"),
+    [("zero2", "torchrun", "the recipe's strategy"), ("fsdp", "deepspeed", "--engine deepspeed")],
+)
+def test_environments_without_deepspeed_are_refused_before_the_start(words: str, engine: Engine, who: str) -> None:
+    run = spread_anew(run_file(), words)
+    cluster, world = Furnished(Clock(), ["a"], {}), World(1, 1, engine=engine)
+    with pytest.raises(UserError, match=rf'{who} needs deepspeed, .* put extras = \["deepspeed"\] into its entry'):
+        check_start(run, cluster, world, None)
+    check_start(spread_anew(run, "fsdp"), cluster, World(1, 1), None)
+    for cluster.extras in (None, ("train", "deepspeed")):
+        check_start(run, cluster, world, None)
+    check_start(run, FakeCluster(Clock(), ["a"], {}), world, None)
 
 
 def test_queued_job_knows_its_engine() -> None:

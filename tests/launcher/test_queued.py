@@ -118,9 +118,21 @@ class TestWithItsQueue:
 def test_watching_a_run_to_its_limit_ends_with_the_code_of_a_limit(
     run: RunFile, runs: RunStore, told: int | None, code: int
 ) -> None:
+    assert watched(run, runs, "stopped", told) == code
+
+
+@pytest.mark.parametrize(("told", "code"), [(1, 1), (2, 2), (None, 1)])
+def test_watching_a_run_that_fails_ends_with_the_code_of_its_job(
+    run: RunFile, runs: RunStore, told: int | None, code: int
+) -> None:
+    assert watched(run, runs, "failed", told) == code
+
+
+def watched(run: RunFile, runs: RunStore, state: str, told: int | None) -> int:
+    """Return the code that watching ends with, of a run whose job ended with another."""
     runs.write("job.json", job(id=""))
-    queued.write_state(runs, run, "slurm", "stopped", "")
+    queued.write_state(runs, run, "slurm", state, "")
     status = read_status(runs)
     assert status
     runs.write("status.json", msgspec.structs.replace(status, exit_code=told))
-    assert queued.Watch(FakeQueue(state=None), run, runs).follow() == code
+    return queued.Watch(FakeQueue(state=None), run, runs).follow()

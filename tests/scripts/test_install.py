@@ -7,6 +7,8 @@ import importlib.util
 import io
 import json
 import platform
+import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -293,6 +295,19 @@ def test_a_wrong_name_is_answered_with_the_known_ones(
     with pytest.raises(SystemExit):
         installer.parse_arguments(argv, {"train"}, {"test"})
     assert ("train" if len(argv) == 1 else "test") in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_python_that_the_package_does_not_allow_is_refused(tmp_path: Path) -> None:
+    for program in ("sh", "dirname"):
+        (tmp_path / program).symlink_to(shutil.which(program) or program)
+    python = tmp_path / "python3"  # called as: python3 -S -c CODE
+    code = "import sys; sys.version_info = (3, 11, 3); exec(sys.argv[1])"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c '{code}' \"$3\"\n")
+    python.chmod(0o755)
+    argv = [str(tmp_path / "sh"), str(SCRIPTS / "install")]
+    done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Python 3.11.4 or newer is needed" in done.stderr
 
 
 def test_the_install_command_is_constrained_and_editable(installer: ModuleType) -> None:
