@@ -47,8 +47,14 @@ def computes_in(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def build_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
-    """Make the loss scaler; it does nothing unless the recipe computes in fp16."""
-    return torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    """Make the loss scaler; it does nothing unless the recipe computes in fp16.
+
+    Torch makes its tensors when it scales a first loss. They are made here: a rank may have none in its first step, and
+    takes the update all the same.
+    """
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
