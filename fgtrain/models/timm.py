@@ -74,9 +74,22 @@ class Timm(Part, Model):
                 f"model.pretrained=true: the weights of {self.name} cannot be had ({reason});"
                 " set model.weights to a local file, or model.pretrained=false"
             ) from error
-        head: torch.nn.Module = net.get_classifier()  # type: ignore[operator]
-        freeze(net, self.freeze, head)
+        freeze(net, self.freeze, _heads(net, self.name))
         return net
+
+
+def _heads(net: torch.nn.Module, name: str) -> tuple[torch.nn.Module, ...]:
+    """Return what of a network gives the scores: a second head, too, where it has one to be distilled through.
+
+    Both train: a network with two returns the mean of their scores, unless it is told to be distilled.
+
+    Raises:
+        UserError: it gives none, as an encoder.
+    """
+    if not hasattr(net, "get_classifier"):
+        raise UserError(f"model.name={name}: it is no classifier, but an encoder; take another model")
+    found: Any = net.get_classifier()  # type: ignore[operator]
+    return found if isinstance(found, tuple) else (found,)
 
 
 def preload() -> None:
