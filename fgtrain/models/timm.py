@@ -66,6 +66,8 @@ class Timm(Part, Model):
                 drop_rate=self.drop,
                 **options,
             )
+        except TypeError as error:
+            raise UserError(self._not_taken(str(error))) from error
         except (OSError, RuntimeError) as error:
             if not self.pretrained:
                 raise
@@ -76,6 +78,13 @@ class Timm(Part, Model):
             ) from error
         freeze(net, self.freeze, _heads(net, self.name))
         return net
+
+    def _not_taken(self, error: str) -> str:
+        """Say which field a network's constructor has refused, by its TypeError."""
+        for field, option in (("drop_path", "drop_path_rate"), ("drop", "drop_rate")):
+            if (value := getattr(self, field)) and f"'{option}'" in error:
+                return f"model.{field}={value}: {self.name} has no such rate: --set model.{field}=0"
+        return f"model.name={self.name}: timm cannot make a classifier of it ({error}); take another model"
 
 
 def _heads(net: torch.nn.Module, name: str) -> tuple[torch.nn.Module, ...]:
