@@ -1,4 +1,4 @@
-"""Freezing by name: frozen parameters get no gradient, frozen BatchNorm no new statistics, the head always trains."""
+"""Freezing by name: frozen parameters get no gradient, frozen BatchNorm no new statistics, heads always train."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fgtrain.errors import UserError
 
 
-def freeze(net: torch.nn.Module, patterns: Sequence[str], head: torch.nn.Module) -> None:
-    """Freeze the parameters whose names match a pattern, all but those of `head`.
+def freeze(net: torch.nn.Module, patterns: Sequence[str], heads: Sequence[torch.nn.Module]) -> None:
+    """Freeze the parameters whose names match a pattern, all but those of `heads`.
 
     Raises:
         UserError: a pattern matches nothing, so that a typing error does not silently train everything.
     """
-    keep = {id(p) for p in head.parameters()}
+    keep = {id(p) for head in heads for p in head.parameters()}
     names = dict(net.named_parameters())
     for pattern in patterns:
         matched = [n for n in names if fnmatchcase(n, pattern)]

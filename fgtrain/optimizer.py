@@ -18,7 +18,7 @@ def build_optimizer(recipe: Recipe, net: torch.nn.Module) -> torch.optim.Optimiz
     match recipe.optim:
         case SGD() as o:
             sharded = any(isinstance(p, DTensor) for p in parameters)  # for which torch 2.13 has no fused SGD
-            return torch.optim.SGD(
+            sgd = torch.optim.SGD(
                 parameters,
                 o.lr,
                 momentum=o.momentum,
@@ -26,6 +26,9 @@ def build_optimizer(recipe: Recipe, net: torch.nn.Module) -> torch.optim.Optimiz
                 weight_decay=o.weight_decay,
                 fused=None if sharded else True,
             )
+            if o.momentum and recipe.precision == "fp16":  # else a first step that overflows leaves them unwritten
+                sgd.state |= {p: {"momentum_buffer": torch.zeros_like(p, requires_grad=False)} for p in parameters}
+            return sgd
         case Adam() as o:
             return torch.optim.Adam(parameters, o.lr, o.betas, o.eps, o.weight_decay, fused=True)
         case AdamW() as o:
@@ -44,8 +47,14 @@ def computes_in(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def build_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
-    """Make the loss scaler; it does nothing unless the recipe computes in fp16."""
-    return torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    """Make the loss scaler; it does nothing unless the recipe computes in fp16.
+
+    Torch makes its tensors when it scales a first loss. They are made here: a rank may have none in its first step, and
+    takes the update all the same.
+    """
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -100,6 +100,8 @@ class Applied:
         state, clip_norm = self._state, self._recipe.clip_norm
         for group in state.optimizer.param_groups:
             group["lr"] = lr
+        if all(p.grad is None for group in state.optimizer.param_groups for p in group["params"]):
+            return  # no picture of the step could be read; a scaler that has checked no gradient refuses to go on
         if clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), clip_norm)

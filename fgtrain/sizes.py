@@ -39,7 +39,7 @@ def measure(recipe: Recipe, device: torch.device = _CPU) -> Sizes:
         UserError: the recipe asks for checkpointing, and the network has none.
         Exception: whatever the network raises that does not take such pictures.
     """
-    net, dtype = _built(recipe), computes_in(recipe, device)
+    net, dtype = built(recipe), computes_in(recipe, device)
     with FakeTensorMode():
         if isinstance(recipe.strategy, FSDP):
             return _sharded(net, recipe, recipe.strategy, dtype)
@@ -77,7 +77,7 @@ def _sizes(net: torch.nn.Module, unit: int, alive: _Alive) -> Sizes:
 
 def refuses_one(recipe: Recipe) -> bool:
     """Tell whether a recipe's network refuses to train on a single sample: BatchNorm that sees one value a channel."""
-    net = _built(recipe)
+    net = built(recipe)
     with FakeTensorMode():
         _pretend(net)
         train_mode(net)
@@ -90,7 +90,12 @@ def refuses_one(recipe: Recipe) -> bool:
     return False
 
 
-def _built(recipe: Recipe) -> torch.nn.Module:
+def built(recipe: Recipe) -> torch.nn.Module:
+    """Make a recipe's network of tensors without contents; weights are not looked for.
+
+    Raises:
+        UserError: as `Model.build`; or the recipe asks for checkpointing, and the network has none.
+    """
     with torch.device("meta"):
         net = _unfilled(recipe.model).build()
     if recipe.checkpointing:

@@ -33,6 +33,7 @@ from fgtrain.errors import FglaunchError, Refitted, StoreUnavailable, UserError
 from fgtrain.notice import Flag, Watch
 from fgtrain.phases import Phases
 from fgtrain.pulse import Phase, Pulse
+from fgtrain.recipe import Recipe
 from fgtrain.runstore import Attempt, Failure, RunStore
 from fgtrain.shortages import says_any
 from fgtrain.stores import open_store
@@ -135,6 +136,11 @@ class _Progress:
         self.rank = int(os.environ.get("RANK", "0"))
         self.pulse = Pulse(folder, int(os.environ.get("LOCAL_RANK", "0")), self.rank)
 
+    @property
+    def stepped(self) -> bool:
+        """Whether this attempt has taken a step."""
+        return self.attempt is not None and self.pulse.step not in (None, self.attempt.step)
+
     def begun(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.log.rename(attempt.attempt, self.rank)
@@ -153,18 +159,33 @@ def _train(runs: RunStore, folder: Path, progress: _Progress, notice: Notice, ph
     phases.end("data")
     place = places.join(COLLECTIVE_TIMEOUT_S)
     phases.end("group")
-    done = train(
-        *(run, index, runs, place, folder),
-        begun=progress.begun,
-        stop_asked=notice.stop_asked,
-        save_asked=notice.save_asked,
-        pulse=progress.pulse,
-        phases=phases,
-    )
+    try:
+        done = train(
+            *(run, index, runs, place, folder),
+            begun=progress.begun,
+            stop_asked=notice.stop_asked,
+            save_asked=notice.save_asked,
+            pulse=progress.pulse,
+            phases=phases,
+        )
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        if not progress.stepped and (reason := _recipes_fault(error, run.recipe)):
+            raise UserError(reason) from error
+        raise
     places.leave()
     if done:
         progress.pulse.phase(Phase.DONE)
     return done
+
+
+def _recipes_fault(error: Exception, recipe: Recipe) -> str | None:
+    """Return what is wrong with a recipe whose first step failed, if its model does not take its pictures at all.
+
+    The launching side finds that before anything starts, where it has torch.
+    """
+    from fgtrain.trial import refusal
+
+    return refusal(recipe) if _kind(error) == "error" else None
 
 
 def _report(runs: RunStore, folder: Path, progress: _Progress, error: Exception) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from fgtrain.data import Index
 from fgtrain.dataindex import index_digest, usable
 from fgtrain.errors import KeyExists, RecipeError, StoreError, UserError
 from fgtrain.lineage import find
@@ -26,6 +27,7 @@ from fgtrain.runstore import RunFile, RunStore, is_name
 from fgtrain.stores import Store
 from launcher import hardware
 from launcher.recipe_file import load, split_target
+from launcher.trial import tried
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "s3fs", "scikit-learn", "simplejpeg")
 
@@ -58,21 +60,10 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         recipe.model.check()
     except UserError as error:
         raise RecipeError(f"{path}: {error}") from error
-    try:
-        index, bad = usable(recipe.data, recipe.data.index())
-        others = recipe.data.passed_over()
-    except StoreError as error:
-        raise RecipeError(f"{path}: data.root: {error}") from error
-    if recipe.model.classes != len(index.classes):
-        raise RecipeError(
-            f"{path}: model.classes={recipe.model.classes}, and the data has {len(index.classes)} classes:"
-            f" --set model.classes={len(index.classes)}"
-        )
-    plan = make_plan(recipe, len(index.train))
-    check_world(plan, world)
-    notes = [f"{len(bad)} bad pictures are skipped, {bad[0].name} ({bad[0].reason}) first"] if bad else []
-    if others:
-        notes.append(f"files that do not end as pictures do are passed over: {len(others)}, {others[0]} first")
+    with tried(recipe, path):
+        index, notes = _index(recipe, path)
+        plan = make_plan(recipe, len(index.train))
+        check_world(plan, world)
     run = RunFile(
         name=fresh_name(path) if name is None else name,
         created=time.time(),
@@ -88,6 +79,28 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         environment=_environment(),
     )
     return run, notes
+
+
+def _index(recipe: Recipe, path: Path) -> tuple[Index, list[str]]:
+    """Return the samples of a recipe, and what the user should know of those that are left out.
+
+    Raises:
+        UserError
+    """
+    try:
+        index, bad = usable(recipe.data, recipe.data.index())
+        others = recipe.data.passed_over()
+    except StoreError as error:
+        raise RecipeError(f"{path}: data.root: {error}") from error
+    if recipe.model.classes != len(index.classes):
+        raise RecipeError(
+            f"{path}: model.classes={recipe.model.classes}, and the data has {len(index.classes)} classes:"
+            f" --set model.classes={len(index.classes)}"
+        )
+    notes = [f"{len(bad)} bad pictures are skipped, {bad[0].name} ({bad[0].reason}) first"] if bad else []
+    if others:
+        notes.append(f"files that do not end as pictures do are passed over: {len(others)}, {others[0]} first")
+    return index, notes
 
 
 def check_name(name: str) -> None:

@@ -36,7 +36,7 @@ def memory_line(recipe: Recipe, world: int) -> str:
 
 
 def _sizes(recipe: Recipe) -> Sizes:
-    file = _cache() / f"{_key(recipe)}.json"
+    file = cache("sizes") / f"{_key(recipe)}.json"
     with suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(file.read_bytes(), type=Sizes)
     argv = [sys.executable, "-m", "fgtrain.sizes"]
@@ -52,17 +52,22 @@ def _sizes(recipe: Recipe) -> Sizes:
     return sizes
 
 
-def _cache() -> Path:
-    """Return the folder for it. Source: XDG Base Directory Specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fglaunch" / "sizes"
+def cache(kind: str) -> Path:
+    """Return the folder for what was found out about recipes. Source: XDG Base Directory Specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fglaunch" / kind
+
+
+def versions() -> list[str]:
+    """Return the versions of what sizes, and all that is found out by building a network, depend on."""
+    found = [__version__]
+    for package in ("torch", "timm"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(metadata.version(package))
+    return found
 
 
 def _key(recipe: Recipe) -> str:
     sharded = recipe.strategy if isinstance(recipe.strategy, FSDP) else None  # how else state lies changes no size
-    versions = [__version__]
-    for package in ("torch", "timm"):
-        with suppress(metadata.PackageNotFoundError):
-            versions.append(metadata.version(package))
-    how = (recipe.precision, recipe.checkpointing, sharded, versions)
+    how = (recipe.precision, recipe.checkpointing, sharded, versions())
     parts = (recipe.model, recipe.data.crop, recipe.batch.micro, _FORM, *how)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

@@ -55,7 +55,7 @@ def build(settings: Settings) -> State:
     torch.manual_seed(0)
     net = import_timm().create_model(settings.model, pretrained=False, num_classes=200)
     if settings.frozen:
-        freeze(net, ["*"], net.get_classifier())
+        freeze(net, ["*"], [net.get_classifier()])
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-4)
     train_mode(net)
     average: MovingAverage | None = None

@@ -66,6 +66,8 @@ class Timm(Part, Model):
                 drop_rate=self.drop,
                 **options,
             )
+        except TypeError as error:
+            raise UserError(self._not_taken(str(error))) from error
         except (OSError, RuntimeError) as error:
             if not self.pretrained:
                 raise
@@ -74,9 +76,29 @@ class Timm(Part, Model):
                 f"model.pretrained=true: the weights of {self.name} cannot be had ({reason});"
                 " set model.weights to a local file, or model.pretrained=false"
             ) from error
-        head: torch.nn.Module = net.get_classifier()  # type: ignore[operator]
-        freeze(net, self.freeze, head)
+        freeze(net, self.freeze, _heads(net, self.name))
         return net
+
+    def _not_taken(self, error: str) -> str:
+        """Say which field a network's constructor has refused, by its TypeError."""
+        for field, option in (("drop_path", "drop_path_rate"), ("drop", "drop_rate")):
+            if (value := getattr(self, field)) and f"'{option}'" in error:
+                return f"model.{field}={value}: {self.name} has no such rate: --set model.{field}=0"
+        return f"model.name={self.name}: timm cannot make a classifier of it ({error}); take another model"
+
+
+def _heads(net: torch.nn.Module, name: str) -> tuple[torch.nn.Module, ...]:
+    """Return what of a network gives the scores: a second head, too, where it has one to be distilled through.
+
+    Both train: a network with two returns the mean of their scores, unless it is told to be distilled.
+
+    Raises:
+        UserError: it gives none, as an encoder.
+    """
+    if not hasattr(net, "get_classifier"):
+        raise UserError(f"model.name={name}: it is no classifier, but an encoder; take another model")
+    found: Any = net.get_classifier()  # type: ignore[operator]
+    return found if isinstance(found, tuple) else (found,)
 
 
 def preload() -> None:

@@ -54,12 +54,23 @@ def test_micro_batches_of_bad_pictures_only_count_for_nothing_anywhere(ranks: Ra
     assert found[0].digest != agreed(ranks.call(1, train, RESNET)).digest
 
 
-def test_fp16_overflows_are_skipped_by_all_ranks_and_the_rest_is_trained_alike(ranks: Ranks) -> None:
-    recipe = replace(VIT, precision="fp16")
+@pytest.mark.parametrize("case", ["resnet", "vit"])
+def test_fp16_overflows_are_skipped_by_all_ranks_and_the_rest_is_trained_alike(ranks: Ranks, case: str) -> None:
+    recipe = replace(CASES[case], precision="fp16")
     found = [agreed(ranks.call(world, train, recipe, scale=2.0**20)) for world in (1, 3)]
     assert found[0].scale < 2.0**20, "nothing overflowed"
-    assert not found[0].unused, "no step was taken"
+    assert found[0].scale > 2.0**15, "no step was taken: all five overflowed"
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("case", ["resnet", "vit"])
+def test_fp16_takes_steps_in_which_a_rank_or_all_of_them_have_no_samples(ranks: Ranks, case: str) -> None:
+    """As where a run goes on at its short last step, or all pictures of a step are bad."""
+    recipe = replace(CASES[case], precision="fp16")
+    half, none = {(0, micro) for micro in range(3, 6)}, {(1, micro) for micro in range(6)}
+    found = [agreed(ranks.call(world, train, recipe, bad=frozenset(half | none))) for world in (1, 2)]
+    assert found[0] == found[1]
+    assert found[0].losses[1] == 0
 
 
 def test_unused_frozen_and_never_used_parameters(ranks: Ranks) -> None:

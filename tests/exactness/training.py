@@ -212,7 +212,7 @@ def train(
     plan = make_plan(recipe, SAMPLES)
     state = build_state(recipe, place.device)
     if scale is not None:
-        state.scaler._init_scale = scale
+        state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": scale})
     told: list[Shortage] = []
     ladder = Ladder(plan, fitted, tell=told.append, refuses=lambda: refuses(recipe))
     stepper = Stepper(recipe, plan, place, state, ladder=ladder)

@@ -176,6 +176,12 @@ def test_unknown_model_is_found_before_anything_starts(runs: Runs) -> None:
     refused(runs, [QUICK, "--set", "model.name=resnett50"], ["model.name=resnett50", "no such model", "resnet50"])
 
 
+@pytest.mark.train
+def test_model_that_does_not_take_the_pictures_is_found_before_anything_starts(runs: Runs) -> None:
+    parts = [f"{QUICK}: data.crop=28: vit_tiny_patch16_224 does not take such pictures", "--set data.crop=224"]
+    refused(runs, [QUICK, "--set", "model.name=vit_tiny_patch16_224"], parts, quick=True)
+
+
 def folders(runs: Runs, train: Sequence[str] = ("鸟", "b c"), val: Sequence[str] = ("鸟", "b c")) -> str:
     """A recipe of pictures in class folders; its path."""
     root = runs.folder / "data"
