@@ -183,12 +183,23 @@ def test_nodes_are_called_after_their_hosts() -> None:
         ({"hosts": ["-oProxyCommand=x"]}, "'-oProxyCommand=x' is no host"),
         ({"hosts": ["a", "a"]}, "named twice"),
         ({"hosts": ["a"], "python": "py thon"}, "a path without spaces"),
+        ({"hosts": ["a"], "work": "runs"}, r"work is 'runs': a path on the hosts is needed, from / or ~/ on"),
+        ({"hosts": ["a"], "work": ""}, "work is ''"),
+        ({"hosts": ["a"], "work": "$SCRATCH/fg"}, "work is .*SCRATCH/fg"),
+        ({"hosts": ["a"], "cache": "/data/$USER"}, "cache is"),
+        ({"hosts": ["a"], "cache": "~other/x"}, "cache is"),
+        ({"hosts": ["a"], "project": "./birds"}, "project is './birds'"),
         ({"hosts": ["a"], "env": {"A": 1}}, "env is .* a table of strings"),
     ],
 )
 def test_wrong_settings_are_named(raw: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ClusterError, match=complaint):
         parse_settings(raw)
+
+
+def test_paths_on_hosts_begin_at_the_root_or_at_home() -> None:
+    found = parse_settings({"hosts": ["a"], "work": "~/x", "cache": "/data/x y", "project": "~"})
+    assert (found.work, found.cache, found.project) == ("~/x", "/data/x y", "~")
 
 
 def test_credentials_travel_and_what_is_about_this_machine_does_not() -> None:
