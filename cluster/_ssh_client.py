@@ -82,6 +82,8 @@ _MEANINGS = (
     ),
 )
 
+_CROWDED = r"kex_exchange_identification|Connection (closed|reset) by"
+
 
 class Target(NamedTuple):
     """A host as the user's configuration names it, and how to get there; `python` runs our side of the connection."""
@@ -95,10 +97,14 @@ class Target(NamedTuple):
 
 
 class Complaint(NamedTuple):
-    """Why there is no connection, in one line; `passing`: it may go away by itself."""
+    """Why there is no connection, in one line; `passing`: it may go away by itself.
+
+    `crowded`: it may be that too many logged in at once, to the host or to one on the way.
+    """
 
     text: str
     passing: bool
+    crowded: bool = False
 
 
 def ssh_argv(target: Target, command: str) -> list[str]:
@@ -130,7 +136,8 @@ def explain(target: Target, said: str) -> Complaint:
             text = words.format(*found.groups(), host=target.host, python=target.python, found=found[0].strip())
             return Complaint(f"{target.host}: {text}", passing)
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return Complaint(f"{target.host}: {lines[-1] if lines else 'the connection broke'}", True)
+    text = f"{target.host}: {lines[-1] if lines else 'the connection broke'}"
+    return Complaint(text, True, crowded=bool(re.search(_CROWDED, said)))
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -98,6 +98,7 @@ def test_interpreter_that_a_shell_would_take_apart_is_refused() -> None:
             True,
         ),
         ("command-line: line 0: Bad configuration option: x", "Bad configuration option: x", False),
+        ("Connection closed by UNKNOWN port 65535", "Connection closed by UNKNOWN port 65535", True),
         ("something new\n", "gpu1: something new", True),
         ("", "gpu1: the connection broke", True),
     ],
