@@ -63,6 +63,7 @@ class Landlord:
         self._well: dict[str, int] = {}  # cluster -> the serial number that this process saw well
         self._gone: dict[str, int] = {}  # cluster -> the serial number that is no more
         self._ended: dict[str, int] = {}  # cluster -> the serial number that was given back: it never comes again
+        self._asking = threading.Lock()
         self._asked: dict[str, float] = {}
         self._launching = ""
         self._called_off: set[str] = set()
@@ -192,8 +193,11 @@ class Landlord:
     def suspect(self, cluster: str, serial: int) -> None:
         """Ask SkyPilot whether a cluster lives, in the background and not too often; `is_gone` has the answer later."""
         now = time.monotonic()
-        if now >= self._asked.get(cluster, 0.0):
-            self._asked[cluster] = float("inf")  # until there is an answer
+        with self._asking:
+            due = now >= self._asked.get(cluster, 0.0)
+            if due:
+                self._asked[cluster] = float("inf")  # until there is an answer
+        if due:
             threading.Thread(target=self._inquire, args=(cluster, serial), daemon=True).start()
 
     def _inquire(self, cluster: str, serial: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +73,15 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
         raise ClusterError('slurm: at_limit = "requeue" needs requeue = true; or at_limit = "submit"')
     if not 0 < settings.lead_s < 65536:  # Source: sbatch(1), --signal
         raise ClusterError(f"slurm: lead_s = {settings.lead_s}: from 1 to 65535 seconds")
-    return settings
+    return msgspec.structs.replace(settings, work=settings.work and _absolute(settings.work))
+
+
+def _absolute(work: str) -> str:
+    """Return a folder from the root on: a relative one would be another for the job than for whoever submits it."""
+    found = os.path.expanduser(work)  # noqa: PTH111  (of an unknown user: stays, and is refused)
+    if not found.startswith("/") or "$" in found:
+        raise ClusterError(f"slurm: work = {work!r}: a folder from / or ~/ on is needed, without variables")
+    return found
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------

@@ -25,33 +25,64 @@ _OPTIONS = (
     "EscapeChar=none",
 )
 
+
+class Meaning(NamedTuple):
+    """What a complaint of ssh comes to; `passing`: it may go away by itself.
+
+    PYTHON in the pattern stands for our interpreter there; the words may have {0}, {1} for the pattern's groups.
+    """
+
+    pattern: str
+    words: str
+    passing: bool = False
+
+
 _MEANINGS = (
     # Source: the messages of OpenSSH's ssh.c, sshconnect.c, sshconnect2.c, readconf.c
-    (
+    Meaning(
+        r"Can't open user config file (.+): (.+)",
+        "ssh_config of clusters.toml is {0}, which cannot be read: {1}",
+    ),
+    Meaning(
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "its host key has changed: if you know why, `ssh-keygen -R` it and log in once by hand",
     ),
-    (
+    Meaning(
         r"Host key verification failed|No \S+ host key is known",
         "its host key is not known here: log in once by hand (`ssh {host}`) and compare it",
     ),
-    (
+    Meaning(
+        r"Identity file (.+) not accessible: (.+)\.(?s:.*)Permission denied",
+        "the key file {0} cannot be read ({1}), and it takes no other key",
+    ),
+    Meaning(
         r"Permission denied|Too many authentication failures|no mutual signature",
         "it takes none of your keys: `ssh-copy-id {host}`, or `ssh-add` a key that has a passphrase",
     ),
-    (r"Could not resolve hostname", "there is no host of this name: see hosts in clusters.toml, and ~/.ssh/config"),
-    (r"Connection refused", "nothing answers at its SSH port: is sshd up, is the port right?"),
-    (r"((Connection )?timed out|No route to host|Network is unreachable|Host is down)", "it does not answer ({found})"),
-    (
-        r"(?m)python3?\S*: (command )?not found|not found: \S*python|No such file or directory",
+    Meaning(
+        r"Could not resolve hostname", "there is no host of this name: see hosts in clusters.toml, and ~/.ssh/config"
+    ),
+    Meaning(r"Connection refused", "nothing answers at its SSH port: is sshd up, is the port right?", passing=True),
+    Meaning(
+        r"((Connection )?timed out|No route to host|Network is unreachable|Host is down)",
+        "it does not answer ({found})",
+        passing=True,
+    ),
+    Meaning(  # the port is unknown where a program is the connection
+        r"(?m)^(.*(?:not found|No such file or directory))$(?s:.*)UNKNOWN port",
+        "its ProxyCommand cannot be run: {0}",
+    ),
+    Meaning(
+        r"(?mi)^(?!warning:)(?=.*PYTHON).*(not found|no such file or directory)",
         "{python} is not there: install python3, or set python in clusters.toml",
     ),
-    (
+    Meaning(
         r"(Bad configuration option.*|Bad owner or permissions.*|.*terminating, \d+ bad configuration options)",
         "{found}",
     ),
 )
-_PASSING = (4, 5)  # of the above: what may go away by itself
+
+_CROWDED = r"kex_exchange_identification|Connection (closed|reset) by"
 
 
 class Target(NamedTuple):
@@ -66,10 +97,14 @@ class Target(NamedTuple):
 
 
 class Complaint(NamedTuple):
-    """Why there is no connection, in one line; `passing`: it may go away by itself."""
+    """Why there is no connection, in one line; `passing`: it may go away by itself.
+
+    `crowded`: it may be that too many logged in at once, to the host or to one on the way.
+    """
 
     text: str
     passing: bool
+    crowded: bool = False
 
 
 def ssh_argv(target: Target, command: str) -> list[str]:
@@ -95,12 +130,14 @@ def bootstrap(python: str, length: int) -> str:
 
 def explain(target: Target, said: str) -> Complaint:
     """Return what ssh's complaints come to."""
-    for number, (pattern, meaning) in enumerate(_MEANINGS):
-        if found := re.search(pattern, said):
-            words = meaning.format(host=target.host, python=target.python, found=found[0].strip())
-            return Complaint(f"{target.host}: {words}", number in _PASSING)
+    python = f"(?:python|{re.escape(target.python.lstrip('~'))})"  # the shell there has put its home for a ~
+    for pattern, words, passing in _MEANINGS:
+        if found := re.search(pattern.replace("PYTHON", python), said):
+            text = words.format(*found.groups(), host=target.host, python=target.python, found=found[0].strip())
+            return Complaint(f"{target.host}: {text}", passing)
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return Complaint(f"{target.host}: {lines[-1] if lines else 'the connection broke'}", True)
+    text = f"{target.host}: {lines[-1] if lines else 'the connection broke'}"
+    return Complaint(text, True, crowded=bool(re.search(_CROWDED, said)))
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -14,18 +14,23 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cluster import ClusterError, Unreachable
 from cluster._host import READY
 from cluster._ssh_client import ALIVE_COUNT, ALIVE_S, CONNECT_S, Complaint, Target, bootstrap, explain, ssh_argv
+from cluster._turns import Turns
 
 _MODULES = ("_machine", "_marks", "_host_processes", "_host_files", "_host_prune", "_host")
 _NOISE_LIMIT = 1 << 20  # bytes that login scripts may print
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again
 _END_S = 3.0
 _SOON_S = 2.0  # how long `glance` waits
+_CROWDED_TRIES = 5  # a host or its jump host that has too many logins at once refuses some of them
+_TURN_S = 600.0  # turns end by themselves: this is for several thousand hosts that do not answer
+_TURNS = Turns(8, 3.0)  # of this process's logins. An sshd drops some of more than 10: sshd_config(5), MaxStartups
 PATIENCE_S = CONNECT_S + ALIVE_S * ALIVE_COUNT
 """How long `ask` waits for a connection: a broken one is noticed and opened again within this time."""
 
@@ -49,7 +54,7 @@ class Link:
         self.target = target
         self._changed = threading.Condition()
         self._ssh: subprocess.Popen[bytes] | None = None
-        self._up = self._closed = False
+        self._up = self._closed = self._begun = False
         self._tries = 0  # connections that ended, since the last one that was up
         self._complaint: Complaint | None = None
         self._number = 0
@@ -113,12 +118,14 @@ class Link:
     def _await_up(self, patience_s: float) -> None:
         """Wait for a connection; the first try's complaint is final, a later one's only if it will not pass.
 
-        The time since there was one counts: a host that has long been away costs its callers little.
+        The time since there was one counts: a host that has long been away costs its callers little. Not the time
+        until the first one could be tried: there may be many hosts.
         """
         first = self._tries == 0 and not self._up
+        self._changed.wait_for(lambda: self._begun or self._closed, _TURN_S)
         left_s = max(_SOON_S, patience_s - (time.monotonic() - self._down_since))
         self._changed.wait_for(
-            lambda: self._up or self._closed or self._hopeless() or (first and self._tries > 0), left_s
+            lambda: self._up or self._closed or self._hopeless() or (first and self._refused()), left_s
         )
         if self._up:
             return
@@ -127,6 +134,11 @@ class Link:
 
     def _hopeless(self) -> bool:
         return self._tries > 0 and self._complaint is not None and not self._complaint.passing
+
+    def _refused(self) -> bool:
+        """Tell whether it has been tried enough: again only where it may be for the crowd of our own logins."""
+        crowded = self._complaint is not None and self._complaint.crowded
+        return self._tries >= (_CROWDED_TRIES if crowded else 1)
 
     def _send(self, action: str, arguments: dict[str, Any], body: bytes) -> int:
         assert self._ssh is not None
@@ -181,7 +193,10 @@ class Link:
                 self._changed.wait_for(lambda: self._closed, _BACKOFF_S[min(self._tries, len(_BACKOFF_S)) - 1])
 
     def _connect_once(self) -> None:
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as said, _TURNS.turn(lambda: self._closed) as logged_in:
+            if self._closed:
+                return
+            self._begin()
             source = program()
             argv = ssh_argv(self.target, bootstrap(self.target.python, len(source)))
             try:
@@ -192,13 +207,20 @@ class Link:
                 self._ended(Complaint(f"cannot start ssh: {error}; install OpenSSH's client", False))
                 return
             try:
-                self._converse(ssh, source)
+                self._converse(ssh, source, logged_in)
             finally:
                 _end(ssh)
                 said.seek(0)
                 self._ended(explain(self.target, said.read().decode(errors="replace")))
 
-    def _converse(self, ssh: subprocess.Popen[bytes], source: bytes) -> None:
+    def _begin(self) -> None:
+        with self._changed:
+            if not self._begun:
+                self._begun, self._heard = True, time.monotonic()
+                self._down_since = self._heard
+                self._changed.notify_all()
+
+    def _converse(self, ssh: subprocess.Popen[bytes], source: bytes, logged_in: Callable[[], None]) -> None:
         assert ssh.stdin is not None
         assert ssh.stdout is not None
         with self._changed:
@@ -210,6 +232,7 @@ class Link:
             ssh.stdin.flush()
         if not _skip_noise(ssh.stdout):
             return
+        logged_in()
         with self._changed:
             self._up, self._tries, self._complaint, self._late = True, 0, None, None
             self._heard = time.monotonic()

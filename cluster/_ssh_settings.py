@@ -129,3 +129,12 @@ def _check(settings: Settings) -> None:
         raise ClusterError(f"clusters.toml: port is {settings.port}, and ports go from 1 to 65535")
     if not re.fullmatch(r"[\w./+~-]*", settings.python):
         raise ClusterError(f"clusters.toml: python is {settings.python!r}: a path without spaces is needed")
+    _check_paths(settings)
+
+
+def _check_paths(settings: Settings) -> None:
+    for name in ("work", "cache", "project"):
+        path = getattr(settings, name)
+        # A relative one would be another folder for each program that is started; no shell is there to see variables.
+        if path != getattr(Settings, name) and not re.fullmatch(r"~|~?/[^$]*", path):
+            raise ClusterError(f"clusters.toml: {name} is {path!r}: a path on the hosts is needed, from / or ~/ on")

@@ -30,6 +30,7 @@ from cluster import (
     check_project,
 )
 from cluster import _sky_task as words
+from cluster._abreast import ByThreads
 from cluster._sky_queue import JOB, SkyQueue
 from cluster._sky_rent import Landlord, Rent
 from cluster._ssh_client import Target
@@ -97,7 +98,7 @@ class SkyProcess:
             self._inner.kill()
 
 
-class SkyCluster:
+class SkyCluster(ByThreads):
     """Rented machines: a SkyPilot cluster a run."""
 
     name = "sky"
@@ -107,6 +108,7 @@ class SkyCluster:
         self, settings: words.SkySettings, project: Path, landlord: Landlord, start_s: float = _START_S
     ) -> None:
         """Make one that runs `project`; nothing is asked of SkyPilot before it has to be."""
+        super().__init__()
         self._settings, self._project, self._landlord, self._start_s = settings, project, landlord, start_s
         self.shares_files = bool(settings.ssh.get("shared", False))
         self._lock = threading.RLock()

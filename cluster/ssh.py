@@ -11,12 +11,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cluster import ClusterError, Command, Hardware, Node, Report, Unreachable, _ssh_code, equal_share
+from cluster._abreast import ByThreads
 from cluster._host import READ_LIMIT
 from cluster._machine import interface_of
 from cluster._marks import end, stays
@@ -30,7 +30,6 @@ _SIGNAL_S = 10.0
 _START_S = 30.0
 _SEND_S = 900.0
 _INSTALL_S = 3600.0
-_AT_ONCE = 32  # hosts
 _PACKAGE_ROOT = Path(__file__).parents[1]
 _SPELLED = {"project": "code", "env": "environment"}
 
@@ -82,7 +81,7 @@ class SshProcess:
             self._code = -signal.SIGKILL if said["code"] is None else said["code"]
 
 
-class SshCluster:
+class SshCluster(ByThreads):
     """Hosts in the order of the settings, each `slots` nodes."""
 
     name = "ssh"
@@ -90,11 +89,14 @@ class SshCluster:
 
     def __init__(self, settings: Settings, project: Path) -> None:
         """Make one that runs `project`; it connects when it is first used."""
+        super().__init__()
         self._settings, self._project = settings, project
         self.shares_files = settings.shared
         self._found: dict[str, dict[str, Any]] = {}
         self._trees: dict[str, _ssh_code.Tree] = {}
         self._lock = threading.Lock()
+        slots, known = range(settings.slots), (*settings.hosts, *filter(None, [settings.rendezvous]))
+        self._hosts = {node_name(host, slot, settings.slots): host for host in reversed(known) for slot in slots}
 
     @property
     def extras(self) -> tuple[str, ...] | None:
@@ -112,7 +114,7 @@ class SshCluster:
         while remaining and len(found) < count:
             needed = -(-(count - len(found)) // slots)
             asked, remaining = remaining[:needed], remaining[needed:]
-            for host, problem in zip(asked, _all(self._reach, asked), strict=True):
+            for host, problem in zip(asked, self.abreast(self._reach, asked), strict=True):
                 if problem:
                     silent.append(problem)
                 else:
@@ -163,11 +165,10 @@ class SshCluster:
     def _host(self, node: Node) -> str:
         """Return a node's host. A node that another process knew is known by its folder, which is called like it."""
         name = PurePosixPath(node.folder).name
-        known = (*self._settings.hosts, *filter(None, [self._settings.rendezvous]))
-        for host in known:
-            if any(node_name(host, s, self._settings.slots) == name for s in range(self._settings.slots)):
-                return host
-        raise ClusterError(f"{name} is no node of this cluster; its hosts are {', '.join(known)}")
+        if name not in self._hosts:
+            known = (*self._settings.hosts, *filter(None, [self._settings.rendezvous]))
+            raise ClusterError(f"{name} is no node of this cluster; its hosts are {', '.join(known)}")
+        return self._hosts[name]
 
     def _to(self, node: Node) -> Link:
         return self._link(self._host(node))
@@ -180,6 +181,7 @@ class SshCluster:
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
         """See `Cluster`."""
         hosts = [self._host(n) for n in nodes]
+        self.abreast(self._reach, list({h: None for h in hosts if h not in self._found}))
         shares = []
         for i, host in enumerate(hosts):
             found = self._hello(host)
@@ -194,7 +196,7 @@ class SshCluster:
     def inspect(self) -> list[Report]:
         """See `Inspectable`."""
         hosts = dict.fromkeys((*self._settings.hosts, *filter(None, [self._settings.rendezvous])))
-        return _all(self._inspect, list(hosts))
+        return self.abreast(self._inspect, list(hosts))
 
     def _inspect(self, host: str) -> Report:
         try:
@@ -369,12 +371,6 @@ def node_name(host: str, slot: int, slots: int) -> str:
 def _expand(path: str, home: str) -> str:
     """Return a path on a host whose home folder this is."""
     return home + path[1:] if path == "~" or path.startswith("~/") else path
-
-
-def _all(do: Any, hosts: Sequence[str]) -> list[Any]:
-    """Do something for all hosts at once; returns what came of it, in their order."""
-    with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(hosts)))) as pool:
-        return list(pool.map(do, hosts))
 
 
 def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> SshCluster:

@@ -7,6 +7,7 @@ the machine that submits looks there too. A run's own list travels with the run,
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Container, Iterator
 from contextlib import suppress
@@ -44,7 +45,8 @@ def state_folders() -> list[Path]:
     """Return all places where this user's exclusions may be: this machine's, and those of jobs that ran elsewhere."""
     works: list[Path] = []
     with suppress(UserError):  # a supervisor, which asks as well, needs no clusters.toml
-        works = [Path(str(entry.get("work", ""))) for entry in entries(read_config()).values()]
+        named = [str(entry.get("work", "")) for entry in entries(read_config()).values()]
+        works = [Path(os.path.expanduser(work)) for work in named]  # noqa: PTH111  (of an unknown user: no error)
     earlier = work_root().parent / "excluded"
     return list(dict.fromkeys([state_folder(), *(w / ".excluded" for w in works if w.is_absolute()), earlier]))
 

@@ -112,6 +112,13 @@ def sign_of(failure: Failure) -> Sign:
     )
 
 
+def sign_of_end(node: str, code: int | None, time: float, tail: str) -> Sign:
+    """Return what an agent's exit status comes to; `tail`: the end of its log."""
+    if code == EXIT_NOTICED:
+        return Sign("preemption", spell_departure(node), time, node=node)
+    return Sign("lost", f"the agent of {node} died ({spell_exit(code)})", time, node=node, traceback=tail)
+
+
 def worker_exit(node: str, time: float, line: str, *, ranks: bool = True) -> Sign | None:
     """Return what a line of an agent's log says of a worker's exit; None if it says nothing of the kind.
 

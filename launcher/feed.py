@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from cluster import Cluster, ClusterError, Node
 from fgtrain import pulse
+from launcher.abreast import each
 from launcher.events import Event, decode_events, whole_lines
 
 _FILES = ("events.jsonl", "agent.log")
@@ -35,25 +36,30 @@ class Feed:
                 offset = self._offsets[where] = self._cluster.size(node, name)
         return offset
 
-    def events(self, node: Node) -> Iterator[Event]:
-        """Yield the events that are new."""
-        return decode_events(self._lines(node, "events.jsonl"))
+    def events(self, nodes: Sequence[Node]) -> Iterator[Event]:
+        """Yield the events that are new, node by node."""
+        for lines in self._of_each(lambda node: self._lines(node, "events.jsonl"), nodes):
+            yield from decode_events(lines)
 
-    def agent_lines(self, node: Node) -> list[str]:
-        """Return the lines that a node's agent has added to its log."""
-        return self._lines(node, "agent.log").decode(errors="replace").splitlines()
+    def agent_lines(self, nodes: Sequence[Node]) -> list[list[str]]:
+        """Return, for each node, the lines that its agent has added to its log."""
+        found = self._of_each(lambda node: self._lines(node, "agent.log"), nodes)
+        return [lines.decode(errors="replace").splitlines() for lines in found]
 
-    def agent_tail(self, node: Node) -> str:
-        """Return the end of an agent's log, where a reason that no worker could report would be."""
-        try:
-            start = max(0, self._cluster.size(node, "agent.log") - _TAIL)
-        except ClusterError:
-            return ""
-        return self._read(node, "agent.log", start)[-_TAIL:].decode(errors="replace")
+    def agent_tails(self, nodes: Sequence[Node]) -> list[str]:
+        """Return the end of each agent's log, where a reason that no worker could report would be."""
+        return [tail.decode(errors="replace") for tail in self._of_each(self._agent_tail, nodes)]
 
-    def beats(self, node: Node) -> list[pulse.Beat]:
-        """Return the pulses of a node's ranks."""
-        return pulse.decode(self._read(node, pulse.FILE, 0))
+    def _agent_tail(self, node: Node) -> bytes:
+        start = max(0, self._cluster.size(node, "agent.log") - _TAIL)
+        return self._cluster.read(node, "agent.log", start)[-_TAIL:]
+
+    def beats(self, nodes: Sequence[Node]) -> list[list[pulse.Beat]]:
+        """Return the pulses of each node's ranks."""
+        return [pulse.decode(data) for data in self._of_each(lambda node: self._read(node, pulse.FILE, 0), nodes)]
+
+    def _of_each(self, read: Callable[[Node], bytes], nodes: Sequence[Node]) -> list[bytes]:
+        return [b"" if isinstance(data, ClusterError) else data for data in each(self._cluster, read, nodes)]
 
     def _lines(self, node: Node, name: str) -> bytes:
         offset = self._offset(node, name)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile
 from launcher import engine
+from launcher.abreast import each
 from launcher.clock import Clock
-from launcher.stores import Stores, find, kill_all, meeting_places
+from launcher.stores import Stores, find_each, kill_all, meeting_places
 from launcher.takeover import Term
 
 _FORGET_TIMEOUT_S = 10.0
@@ -81,8 +82,12 @@ class Fleet:
         """
         if not isinstance(self._cluster, Rented):
             return []
-        for seat in self.seats:
-            seat.node = self._cluster.renew(seat.node)
+        for some in self.seats[:1], self.seats[1:]:  # the first has all of them rented
+            nodes = each(self._cluster, self._cluster.renew, [seat.node for seat in some])
+            for seat, node in zip(some, nodes, strict=True):
+                if isinstance(node, ClusterError):
+                    raise node
+                seat.node = node
         return self.nodes
 
     def meet(self, port: int | None) -> None:
@@ -125,60 +130,73 @@ class Fleet:
         ignorant = [s for s in self.seats if s.agent and s.endpoint != self.stores.endpoint]
         codes = self.codes() if ignorant else {}
         lost = [s.node.name for s in self.seats if codes.get(s.node.name, 0) is not None]
-        for seat in ignorant:
-            if seat.node.name in lost or self._cluster.silence_s(seat.node):
-                continue
+        told = [s for s in ignorant if s.node.name not in lost and not self._cluster.silence_s(s.node)]
+
+        def tell(seat: Seat) -> Process:
             node = seat.node
             argv = engine.endpoint_argv(node.python, folder=node.folder, endpoint=self.stores.endpoint, lost=lost)
-            try:
-                self._helpers.append(self._cluster.start(seat.node, Command("endpoint", argv, {})))
-            except ClusterError as error:
-                self._note(str(error))
-            else:
-                seat.endpoint = self.stores.endpoint
+            return self._cluster.start(node, Command("endpoint", argv, {}))
+
+        for seat, helper in zip(told, each(self._cluster, tell, told), strict=True):
+            if isinstance(helper, ClusterError):
+                self._note(str(helper))
+                continue
+            self._helpers.append(helper)
+            seat.endpoint = self.stores.endpoint
 
     def adopt(self, term: Term) -> bool:
         """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
         if not self._cluster.lasting or not term.endpoint or term.world != self._world:
             return False
         now = self._clock.now()
-        seats = [Seat(n, self._find(n, "agent"), due=now, endpoint=term.endpoint) for n in term.nodes]
+        agents = find_each(self._cluster, term.nodes, "agent")
+        seats = [Seat(n, a, due=now, endpoint=term.endpoint) for n, a in zip(term.nodes, agents, strict=True)]
         if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, term.nodes):
             return False
         self.seats = seats
         return True
 
-    def _find(self, node: Node, name: str) -> Process | None:
-        return find(self._cluster, node, name)
-
     # -- agents ---------------------------------------------------------------------------------------------------
 
-    def start_agent(self, seat: Seat) -> None:
-        """Start a node's agent, in place of one that may have been started when the node did not answer.
+    def start_agents(self, seats: Sequence[Seat]) -> list[ClusterError | None]:
+        """Start nodes' agents, in place of any that may have been started when a node did not answer.
 
-        Raises:
-            ClusterError: it cannot be started.
+        Returns, in the order of the seats, why one cannot be started.
         """
-        if self._cluster.lasting:
-            kill_all(self._cluster, seat.node, "agent")
-        share = self._cluster.hardware(self.nodes)[self.seats.index(seat)]
-        command = agent_command(self._run, self._url, self._world, seat.node, share, self.stores.endpoint)
-        seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.stores.endpoint
+        try:
+            shares = self._cluster.hardware(self.nodes)
+        except ClusterError as error:
+            return [error] * len(seats)
+
+        def start(seat: Seat) -> None:
+            if self._cluster.lasting:
+                kill_all(self._cluster, seat.node, "agent")
+            share = shares[self.seats.index(seat)]
+            command = agent_command(self._run, self._url, self._world, seat.node, share, self.stores.endpoint)
+            seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.stores.endpoint
+
+        return each(self._cluster, start, seats)
 
     def _start(self, node: Node, command: Command) -> Process:
         return self._cluster.start(node, command._replace(env={**command.env, **self.lease}))
 
     def codes(self) -> dict[str, int | None]:
         """Return the exit status of each agent that was started, None while it runs, by node."""
-        return {s.node.name: self._code(s.node, s.agent) for s in self.seats if s.agent}
+        agents = [(s.node, s.agent) for s in self.seats if s.agent]
+        return dict(zip((node.name for node, _ in agents), self._codes(agents), strict=True))
 
     def _code(self, node: Node, process: Process) -> int | None:
-        """Return an exit status; what its node cannot tell of counts as killed, and is started again."""
-        try:
-            return process.poll()
-        except ClusterError as error:
-            self._note(f"{node.name} is taken for lost: {error}")
-            return -signal.SIGKILL
+        return self._codes([(node, process)])[0]
+
+    def _codes(self, programs: Sequence[tuple[Node, Process]]) -> list[int | None]:
+        """Return exit statuses; what its node cannot tell of counts as killed, and is started again."""
+        found: list[int | None] = []
+        polled = each(self._cluster, lambda one: one[1].poll(), programs)
+        for (node, _), code in zip(programs, polled, strict=True):
+            if isinstance(code, ClusterError):
+                self._note(f"{node.name} is taken for lost: {code}")
+            found.append(-signal.SIGKILL if isinstance(code, ClusterError) else code)
+        return found
 
     def agent_pids(self) -> dict[str, int]:
         """Return the process IDs of the agents, by node."""
@@ -188,18 +206,20 @@ class Fleet:
         """Tell whether the rendezvous store lives."""
         return self.stores.live()
 
-    def end_agent(self, seat: Seat) -> None:
-        """Kill a node's agent, and what is left of one that has ended."""
-        if seat.agent:
-            self._end(seat.agent)
+    def end_agents(self, seats: Sequence[Seat]) -> None:
+        """Kill nodes' agents, and what is left of those that have ended."""
+        self._end([seat.agent for seat in seats if seat.agent])
+        for seat in seats:
             seat.agent = None
 
-    def _end(self, process: Process) -> None:
-        """Kill a program; if its node refuses, that is told, and no reason to leave the others running."""
-        try:
-            process.kill()
-        except ClusterError as error:
-            self._note(str(error))
+    def _end(self, processes: Sequence[Process]) -> None:
+        """Kill programs; if a node refuses, that is told, and no reason to leave the others running."""
+        self._tell_refused(each(self._cluster, lambda process: process.kill(), processes))
+
+    def _tell_refused(self, said: Sequence[object]) -> None:
+        for refusal in said:
+            if isinstance(refusal, ClusterError):
+                self._note(str(refusal))
 
     def abandon(self, seat: Seat) -> None:
         """Do without what runs on a node: it is killed, if need be when the node answers again."""
@@ -213,70 +233,62 @@ class Fleet:
     def tend(self) -> None:
         """Do what could not be done while nodes were silent: tell agents where they meet, kill what was abandoned."""
         self.tell()
-        self._end_abandoned()
+        self._end(self._found_again())
 
-    def _end_abandoned(self) -> None:
-        for node, process in list(self._abandoned):
-            if not self._cluster.silence_s(node):
-                self._end(process)
-                self._abandoned.remove((node, process))
+    def _found_again(self) -> list[Process]:
+        """Return what was abandoned and can be killed now; it is not remembered any more."""
+        back = [one for one in self._abandoned if not self._cluster.silence_s(one[0])]
+        self._abandoned = [one for one in self._abandoned if one not in back]
+        return [process for _, process in back]
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
     def stop(self, grace_s: float) -> None:
         """Ask every agent to stop and wait a little, for those that answer; what is left is killed later."""
         agents = [(s.node, s.agent) for s in self.seats if s.agent]
-        for _, agent in agents:
-            try:
-                agent.terminate()
-            except ClusterError as error:
-                self._note(str(error))
+        self._tell_refused(each(self._cluster, lambda one: one[1].terminate(), agents))
         deadline = self._clock.now() + grace_s
-        while self._clock.now() < deadline and any(self._runs_still(*a) for a in agents):
+        while self._clock.now() < deadline:
+            agents = [a for a, code in zip(agents, self._codes(agents), strict=True) if code is None]
+            if all(self._cluster.silence_s(node) for node, _ in agents):  # what comes of it nobody will know in time
+                return
             self._clock.sleep(_POLL_S)
-
-    def _runs_still(self, node: Node, agent: Process) -> bool:
-        """Tell whether it may be waited for: what a silent node's comes to, nobody will know in time."""
-        return self._code(node, agent) is None and not self._cluster.silence_s(node)
 
     def kill(self, keep: Mapping[str, int] | None = None) -> None:
         """Kill what is left, but for agents of these process IDs: somebody else has adopted them."""
-        for seat in self.seats:
-            if seat.agent and (keep or {}).get(seat.node.name) != seat.agent.pid:
-                self.end_agent(seat)
-        for helper in self._helpers:
-            self._end(helper)
-        self._helpers.clear()
-        self._end_abandoned()
-        for store in [] if keep else self.stores.drop():
-            self._end(store)
+        adopted = keep or {}
+        self.end_agents([s for s in self.seats if s.agent and adopted.get(s.node.name) != s.agent.pid])
+        helpers, self._helpers = self._helpers, []
+        self._end([*helpers, *self._found_again(), *([] if keep else self.stores.drop())])
 
     def free_memory(self) -> None:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
-        freeing = []
-        for node in self.nodes:
+
+        def free(node: Node) -> Process:
             argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
-            try:
-                freeing.append(self._cluster.start(node, Command("forget", argv, {})))
-            except ClusterError:  # a node that is gone has nothing to free
-                continue
-        for process in freeing:  # all at once: Ctrl-C waits for this
-            with suppress(ClusterError):
-                process.wait(_FORGET_TIMEOUT_S)
+            return self._cluster.start(node, Command("forget", argv, {}))
+
+        # A node that is gone has nothing to free. All at once: Ctrl-C waits for this.
+        freeing = [p for p in each(self._cluster, free, self.nodes) if not isinstance(p, ClusterError)]
+        each(self._cluster, lambda process: process.wait(_FORGET_TIMEOUT_S), freeing)
 
     def unhang(self, slots: Mapping[str, Sequence[int]]) -> Iterator[ClusterError]:
         """Have all ranks write their stacks, and kill those of some local ranks; yields what could not be done."""
-        for node in self.nodes:
+
+        def unhang(node: Node) -> Process:
             argv = engine.unhang_argv(node.python, folder=node.folder, kill=slots.get(node.name, ()))
-            try:
-                self._helpers.append(self._cluster.start(node, Command("unhang", argv, {})))
-            except ClusterError as error:
-                yield error
+            return self._cluster.start(node, Command("unhang", argv, {}))
+
+        for helper in each(self._cluster, unhang, self.nodes):
+            if isinstance(helper, ClusterError):
+                yield helper
+            else:
+                self._helpers.append(helper)
 
 
 def still_runs(cluster: Cluster, term: Term) -> bool:
     """Tell whether agents that a supervisor has started go on without it."""
-    return cluster.lasting and any(find(cluster, node, "agent") for node in term.nodes)
+    return cluster.lasting and any(find_each(cluster, term.nodes, "agent"))
 
 
 def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
@@ -295,8 +307,7 @@ def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
 def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
     """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
     for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
-        for node in places:
-            kill_all(cluster, node, name)
+        each(cluster, partial(kill_all, cluster, name=name), places)
 
 
 def agent_command(run: RunFile, store_url: str, world: World, node: Node, share: Hardware, endpoint: str) -> Command:

@@ -36,8 +36,10 @@ class Guard:
     def look(self) -> Sign | None:
         """Look for ranks that hang or are slow; those that hang are killed, and their agents start them again."""
         now = self._clock.now()
-        self._silence.tell(self._fleet.nodes)
-        for note in self._watchdog.observe(now, {n.name: self._feed.beats(n) for n in self._fleet.nodes}):
+        nodes = self._fleet.nodes
+        self._silence.tell(nodes)
+        beats = dict(zip((n.name for n in nodes), self._feed.beats(nodes), strict=True))
+        for note in self._watchdog.observe(now, beats):
             self._note(note)
         if self._silence.keep_waiting([s.node for s in self._fleet.seats if s.agent], self._world.nodes):
             self._waited = True

@@ -38,10 +38,9 @@ class Listener:
 
     def pass_on_events(self) -> None:
         """Take in what the nodes have noted since last asked, and show it."""
-        for seat in self._fleet.seats:
-            for event in self._feed.events(seat.node):
-                self._take(event)
-                self._show(event)
+        for event in self._feed.events(self._fleet.nodes):
+            self._take(event)
+            self._show(event)
 
     def _take(self, event: Event) -> None:
         match event["event"]:
@@ -63,7 +62,8 @@ class Listener:
 
     def read_logs(self, now: float) -> None:
         """Take in the lines that the agents have added to their logs."""
-        for node in self._fleet.nodes:
-            for line in self._feed.agent_lines(node):
+        nodes = self._fleet.nodes
+        for node, lines in zip(nodes, self._feed.agent_lines(nodes), strict=True):
+            for line in lines:
                 self._incidents.log_line(now, node.name, self._clock.time(), line)
                 self._guard.hear(node, line)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from cluster import Cluster, ClusterError, Node, Process, Rented
 from fgtrain.errors import UserError
 from fgtrain.runstore import RunFile
+from launcher.abreast import each
 from launcher.clusters import find_cluster
 from launcher.foreground import give_back, say
 from launcher.stores import kill_all, meeting_places
 from launcher.takeover import Term
 
-_AT_ONCE = 16  # nodes
 _LAST_SNAPSHOT_S = 30.0
 
 
@@ -53,26 +53,20 @@ def end(cluster: Cluster, run: str, nodes: Sequence[Node], last_s: float = _LAST
     Returns:
         The nodes that were not reached, or refused.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        asked = dict(zip(nodes, pool.map(lambda node: _ask(cluster, node), nodes), strict=True))
-        reached = [node for node, agent in asked.items() if not isinstance(agent, ClusterError)]
-        deadline = time.monotonic() + last_s
-        for agent in asked.values():
-            if agent and not isinstance(agent, ClusterError):
-                with suppress(ClusterError):
-                    agent.wait(max(0.0, deadline - time.monotonic()))
-        list(pool.map(lambda node: kill_all(cluster, node, "agent"), reached))
-        with suppress(ClusterError):  # the place apart does not answer: what is there leaves by itself
-            reached = meeting_places(cluster, run, reached)
-        list(pool.map(lambda node: kill_all(cluster, node, "rendezvous"), reached))
+    asked = dict(zip(nodes, each(cluster, partial(_ask, cluster), nodes), strict=True))
+    reached = [node for node, agent in asked.items() if not isinstance(agent, ClusterError)]
+    leaving = [agent for agent in asked.values() if agent and not isinstance(agent, ClusterError)]
+    deadline = time.monotonic() + last_s
+    each(cluster, lambda agent: agent.wait(max(0.0, deadline - time.monotonic())), leaving)
+    each(cluster, partial(kill_all, cluster, name="agent"), reached)
+    with suppress(ClusterError):  # the place apart does not answer: what is there leaves by itself
+        reached = meeting_places(cluster, run, reached)
+    each(cluster, partial(kill_all, cluster, name="rendezvous"), reached)
     return [node.name for node, agent in asked.items() if isinstance(agent, ClusterError)]
 
 
-def _ask(cluster: Cluster, node: Node) -> Process | ClusterError | None:
-    """Ask a node's agent to leave; returns it, None if there is none, or why that cannot be told."""
-    try:
-        if agent := cluster.find(node, "agent"):
-            agent.terminate()
-    except ClusterError as error:
-        return error
+def _ask(cluster: Cluster, node: Node) -> Process | None:
+    """Ask a node's agent to leave; returns it, None if there is none."""
+    if agent := cluster.find(node, "agent"):
+        agent.terminate()
     return agent

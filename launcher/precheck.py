@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
 from cluster import Cluster, ClusterError, Command, Node, Process
 from launcher import engine
+from launcher.abreast import each
 from launcher.clock import Clock
 from launcher.supervision import Check
 
@@ -55,33 +55,34 @@ def examine(
     """
     key, full = secrets.token_hex(4), is_full(check, cluster)
     begun = clock.time()
-    seen: dict[str, Seen] = {}
-    running: dict[str, tuple[Node, Process]] = {}
-    for rank, node in enumerate(nodes):
+
+    def begin(rank: int) -> Process:
+        node = nodes[rank]
         argv = engine.check_argv(
             *(node.python, node.folder), full=full, key=key, endpoint=endpoint, address=node.address
         ) + (("--rank", str(rank), "--size", str(len(nodes))) if full else ())
-        try:
-            running[node.name] = node, cluster.start(node, Command("check", argv, env))
-        except ClusterError as error:
-            seen[node.name] = Seen(None, begun, clock.time(), str(error))
+        return cluster.start(node, Command("check", argv, env))
+
+    def look(one: tuple[Node, Process]) -> Seen | None:
+        code = one[1].poll()
+        return None if code is None else _read(cluster, one[0], key, begun, clock.time(), code)
+
+    def told(found: Seen | ClusterError) -> Seen:
+        return Seen(None, begun, clock.time(), str(found)) if isinstance(found, ClusterError) else found
+
+    started = list(zip(nodes, each(cluster, begin, range(len(nodes))), strict=True))
+    seen = {node.name: told(refused) for node, refused in started if isinstance(refused, ClusterError)}
+    running = {node.name: (node, process) for node, process in started if not isinstance(process, ClusterError)}
     deadline = clock.now() + check.timeout_s
     while running and clock.now() < deadline and not interrupted():
-        for name, (node, process) in list(running.items()):
-            try:
-                code = process.poll()
-            except ClusterError as error:
-                seen[name] = Seen(None, begun, clock.time(), str(error))
-            else:
-                if code is None:
-                    continue
-                seen[name] = _read(cluster, node, key, begun, clock.time(), code)
-            del running[name]
+        for name, found in zip(list(running), each(cluster, look, list(running.values())), strict=True):
+            if found:
+                seen[name] = told(found)
+                del running[name]
         if running:
             clock.sleep(_POLL_S)
-    for name, (_, process) in running.items():
-        with suppress(ClusterError):
-            process.kill()
+    each(cluster, lambda one: one[1].kill(), list(running.values()))
+    for name in running:
         seen[name] = Seen(None, begun, clock.time(), f"its check gave no answer within {check.timeout_s:g} s")
     return seen
 

@@ -112,7 +112,7 @@ class Places:
             return
         exclude(self._site, seat.node, cause.message)
         if other:
-            self._fleet.end_agent(seat)
+            self._fleet.end_agents([seat])
             self._move(seat, other)
 
     def replace_failing(self, seat: Seat) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cluster import Cluster, ClusterError, Command, Node, Process, Rented
 from launcher import engine
+from launcher.abreast import each
 
 _END_S = 10.0
 
@@ -118,11 +119,13 @@ class Stores:
 
     def adopt(self, endpoint: str, nodes: Sequence[Node]) -> bool:
         """Take over the store that an earlier supervisor has started; False: it does not live."""
-        for node in meeting_places(self._cluster, self._run, nodes):
-            if endpoint.rpartition(":")[0] != node.address:
-                kill_all(self._cluster, node, "rendezvous")  # the one that was ready: nobody knows its port
-            elif process := find(self._cluster, node, "rendezvous"):
+        places, host = meeting_places(self._cluster, self._run, nodes), endpoint.rpartition(":")[0]
+        here = [n for n in places if n.address == host]
+        for node, process in zip(here, find_each(self._cluster, here, "rendezvous"), strict=True):
+            if process:
                 self._meet_in(_Store(node, process, endpoint))
+        # The one that was ready: nobody knows its port.
+        each(self._cluster, lambda n: kill_all(self._cluster, n, "rendezvous"), [n for n in places if n not in here])
         return self._store is not None
 
 
@@ -141,12 +144,10 @@ def kill_all(cluster: Cluster, node: Node, name: str) -> None:
                 break
 
 
-def find(cluster: Cluster, node: Node, name: str) -> Process | None:
-    """Return what runs on a node under a name; None if nothing does, or the node does not answer."""
-    try:
-        return cluster.find(node, name)
-    except ClusterError:
-        return None
+def find_each(cluster: Cluster, nodes: Sequence[Node], name: str) -> list[Process | None]:
+    """Return what runs on each node under a name; None if nothing does, or the node does not answer."""
+    found = each(cluster, lambda node: cluster.find(node, name), nodes)
+    return [None if isinstance(process, ClusterError) else process for process in found]
 
 
 def rendezvous_command(node: Node, port: int | str) -> Command:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -11,11 +11,12 @@ from fgtrain.errors import StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import Attempt, Failure, RunFile, RunStore
 from launcher import replacing
+from launcher.abreast import each
 from launcher.buying import ASK_AGAIN_S
 from launcher.clock import Clock, SystemClock
 from launcher.clusters import lease_on, terms_of
 from launcher.events import Event
-from launcher.failures import EXIT_NOTICED, Kind, Sign, spell_departure, spell_exit
+from launcher.failures import EXIT_NOTICED, Kind, Sign, sign_of_end
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
 from launcher.guard import Guard
@@ -142,8 +143,7 @@ class Supervisor:
         for attempt in self._news.read("attempts", Attempt):
             self._incidents.attempt(attempt.attempt, attempt.step)
         self._news.skip("errors")
-        for node in self._fleet.nodes:
-            self._feed.skip(node)
+        each(self._cluster, self._feed.skip, self._fleet.nodes)
         self._renter.count()
         self._record()
         self._beat()
@@ -163,8 +163,8 @@ class Supervisor:
         self._beat()  # with the nodes' folders, for those who watch
         fleet.meet(self._port)
         replacing.settle(self._site, fleet.seats, fleet.stores.endpoint)
+        each(self._cluster, self._feed.skip, fleet.nodes)
         for seat in fleet.seats:
-            self._feed.skip(seat.node)
             seat.due = self._clock.now()
         return None
 
@@ -249,8 +249,7 @@ class Supervisor:
         if lost_store and not self._fleet.move(self._port):
             self._restart_all("the rendezvous store died: all agents start again")
             return None
-        for name, code in dead.items():
-            self._lose(name, code)
+        self._lose(dead)
         if lost_store:
             assert self._fleet.stores.place is not None
             why = f"the rendezvous store is lost: agents meet again on {self._fleet.stores.place.name}"
@@ -266,22 +265,22 @@ class Supervisor:
         for seat in self._fleet.seats:
             seat.due = self._clock.now() if at_once else None
 
-    def _lose(self, name: str, code: int | None) -> None:
-        """An agent died: it is started again at once, but for one that dies again before that was decided on."""
-        seat = self._fleet.seat(name)
-        assert seat is not None
-        assert seat.agent is not None
-        self._fleet.end_agent(seat)
-        seat.failures += 1
+    def _lose(self, dead: Mapping[str, int | None]) -> None:
+        """Agents died: they are started again at once, but for one that dies again before that was decided on."""
+        seats = [s for s in self._fleet.seats if s.node.name in dead]
+        tails = self._feed.agent_tails([s.node for s in seats])
+        self._fleet.end_agents(seats)
+        for seat, tail in zip(seats, tails, strict=True):
+            self._lose_one(seat, dead[seat.node.name], tail)
+
+    def _lose_one(self, seat: Seat, code: int | None, tail: str) -> None:
+        name, seat.failures = seat.node.name, seat.failures + 1
         seat.due = None if name in self._incidents.open_nodes else self._clock.now()
-        left = code == EXIT_NOTICED
-        if left:  # the machine goes: better another one, if there is one
+        if code == EXIT_NOTICED:  # the machine goes: better another one, if there is one
             seat.failures = self._settings.node_tries
             self._places.replace_failing(seat)
-        message = spell_departure(name) if left else f"the agent of {name} died ({spell_exit(code)})"
-        tail = "" if left else self._feed.agent_tail(seat.node)
-        sign = Sign("preemption" if left else "lost", message, self._clock.time(), node=name, traceback=tail)
-        self._incidents.gone(self._clock.now(), sign, again=not left)
+        sign = sign_of_end(name, code, self._clock.time(), tail)
+        self._incidents.gone(self._clock.now(), sign, again=code != EXIT_NOTICED)
 
     def _give_up_silent(self, now: float) -> None:
         """What is silent for good is started anew, on another node unless its own answers; the others go on."""
@@ -306,8 +305,8 @@ class Supervisor:
         if not due:
             return
         try:
-            for node in [] if self._fleet.meeting() else self._renter.rent(self._listener.step, self._fleet.renew):
-                self._feed.skip(node)
+            others = [] if self._fleet.meeting() else self._renter.rent(self._listener.step, self._fleet.renew)
+            each(self._cluster, self._feed.skip, others)
         except ClusterError as error:
             self._wait_for_machines(due, error)
             return
@@ -319,12 +318,11 @@ class Supervisor:
             return
         self._waiting = False
         self._record()  # before: were this process killed meanwhile, the next must know where to look
-        for seat in due:
-            try:
-                self._fleet.start_agent(seat)
+        for seat, refusal in zip(due, self._fleet.start_agents(due), strict=True):
+            if refusal:
+                self._cannot_start(seat, refusal)
+            else:
                 self._guard.begins(seat.node)
-            except ClusterError as error:
-                self._cannot_start(seat, error)
         self._record()
 
     def _wait_for_machines(self, due: list[Seat], error: ClusterError) -> None:
@@ -364,10 +362,10 @@ class Supervisor:
         if delay and not (cause.kind in ("lost", "capacity") and seat and seat.agent is None):
             self._fleet.stop(self._grace_s)
             self._fleet.kill()
-        for each in self._fleet.seats:
-            if each.agent is None:
-                self._places.replace_failing(each)
-                each.due = self._clock.now() + delay
+        for down in self._fleet.seats:
+            if down.agent is None:
+                self._places.replace_failing(down)
+                down.due = self._clock.now() + delay
 
     def _verdict(self) -> Outcome:
         outcome = of_work(self._run, self._runs)

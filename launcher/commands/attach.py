@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import Cluster, Node, Unreachable
+from cluster import Cluster, ClusterError, Node, Unreachable
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher import queued
+from launcher.abreast import each
 from launcher.clusters import find_cluster
 from launcher.display import make_display
 from launcher.events import Event, decode_events, whole_lines
@@ -42,8 +42,11 @@ def call(args: argparse.Namespace) -> int:
     try:
         while True:
             ended = live_state(status, runs) != "running"
-            for folder in status.nodes if status else ():
-                for event in _news(cluster, folder, offsets):
+            folders = status.nodes if status else ()
+            for news in each(cluster, lambda folder: _news(cluster, folder, offsets), folders):
+                if isinstance(news, ClusterError):
+                    raise news
+                for event in news:
                     display(event)
             if ended:
                 break
@@ -58,17 +61,17 @@ def call(args: argparse.Namespace) -> int:
     return _conclude(runs, status)
 
 
-def _news(cluster: Cluster, folder: str, offsets: dict[str, int]) -> Iterator[Event]:
-    """Yield the events of a node that are new; at first, the last ones of those that it has noted so far."""
+def _news(cluster: Cluster, folder: str, offsets: dict[str, int]) -> list[Event]:
+    """Return the events of a node that are new; at first, the last ones of those that it has noted so far."""
     node = Node(folder, "", folder, "", "")
     if folder not in offsets:
         try:
             offsets[folder] = max(0, cluster.size(node, _EVENTS) - _HISTORY_BYTES)
         except Unreachable:
-            return
+            return []
     whole = whole_lines(cluster.read(node, _EVENTS, offsets[folder]))
     offsets[folder] += len(whole)
-    yield from decode_events(whole)
+    return list(decode_events(whole))
 
 
 def _conclude(runs: RunStore, status: Status | None) -> int:

@@ -121,6 +121,9 @@ def test_job_that_must_not_be_requeued_says_so() -> None:
         ({"lead_s": "60"}, "Expected `int`, got `str`"),
         ({"lead_s": 0}, "lead_s = 0: from 1 to 65535"),
         ({"at_limit": "sleep"}, "Invalid enum value 'sleep'"),
+        ({"work": "shared/work"}, "work = 'shared/work': a folder from / or ~/ on is needed, without variables"),
+        ({"work": "/scratch/$USER"}, "work = '/scratch/$USER': a folder"),
+        ({"work": "~no-such-user/x"}, "work = '~no-such-user/x': a folder"),
         ({"requeue": False}, 'at_limit = "requeue" needs requeue = true'),
     ],
 )
@@ -128,6 +131,13 @@ def test_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ClusterError) as caught:
         words.read_settings(settings)
     assert message in str(caught.value)
+
+
+def test_work_may_be_named_from_home_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert words.read_settings({"work": "~/shared/work"}).work == "/home/me/shared/work"
+    assert words.read_settings({"work": "/shared/work"}).work == "/shared/work"
+    assert words.read_settings({}).work is None
 
 
 def job(state: str, **fields: str) -> str:

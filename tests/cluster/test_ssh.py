@@ -260,6 +260,20 @@ def test_host_without_the_interpreter_says_so(server: Sshd, project: Path) -> No
         connect(server, project, python="/no/python3").nodes("run", 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"ssh_config": "/no/config"}, "gpu1: ssh_config of clusters.toml is /no/config, which cannot be read"),
+        ({"ssh_options": ["ProxyCommand=/no/gate %h"]}, "gpu1: its ProxyCommand cannot be run: .*/no/gate"),
+    ],
+)
+def test_what_is_missing_here_is_not_taken_for_the_interpreter_there(
+    server: Sshd, project: Path, settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ClusterError, match=complaint):
+        connect(server, project, **settings).nodes("run", 1)
+
+
 def test_port_that_nothing_answers_at_says_so(server: Sshd, project: Path) -> None:
     with pytest.raises(ClusterError, match="1 nodes are asked for, and there are 0; gpu1: nothing answers at its SSH"):
         connect(server, project, ssh_options=["Port=1"]).nodes("run", 1)

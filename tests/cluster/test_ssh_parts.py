@@ -72,7 +72,33 @@ def test_interpreter_that_a_shell_would_take_apart_is_refused() -> None:
         ("ssh: connect to host gpu1 port 22: No route to host", "it does not answer (No route to host)", True),
         ("bash: line 1: exec: python3: not found", "python3 is not there", False),
         ("zsh:1: command not found: python3", "python3 is not there", False),
+        ("bash: line 1: /opt/x/bin/python: No such file or directory", "python3 is not there", False),
+        ("zsh:1: no such file or directory: /opt/python3", "python3 is not there", False),
+        ("cp: /etc/motd: No such file or directory", "cp: /etc/motd: No such file or directory", True),
+        (
+            "Can't open user config file /home/python/c: No such file or directory",
+            "ssh_config of clusters.toml is /home/python/c, which cannot be read: No such file or directory",
+            False,
+        ),
+        (
+            "/bin/bash: line 1: exec: gate.py: not found\n"
+            "kex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535",
+            "its ProxyCommand cannot be run: /bin/bash: line 1: exec: gate.py: not found",
+            False,
+        ),
+        (
+            "Warning: Identity file /python/key not accessible: No such file or directory.\r\n"
+            "gpu1: Permission denied (publickey).",
+            "the key file /python/key cannot be read (No such file or directory), and it takes no other key",
+            False,
+        ),
+        (
+            "Warning: Identity file /python/key not accessible: No such file or directory.\nsomething new",
+            "gpu1: something new",
+            True,
+        ),
         ("command-line: line 0: Bad configuration option: x", "Bad configuration option: x", False),
+        ("Connection closed by UNKNOWN port 65535", "Connection closed by UNKNOWN port 65535", True),
         ("something new\n", "gpu1: something new", True),
         ("", "gpu1: the connection broke", True),
     ],
@@ -83,6 +109,12 @@ def test_complaints_of_ssh_become_one_line_that_says_what_to_do(said: str, meani
     assert "\n" not in complaint.text
     assert complaint.text.startswith("gpu1: ")
     assert complaint.passing is passing
+
+
+def test_interpreter_of_another_name_that_is_not_there_is_named() -> None:
+    said = "bash: line 1: /home/me/py/bin/interpreter: No such file or directory"
+    assert "~/py/bin/interpreter is not there" in explain(Target("gpu1", python="~/py/bin/interpreter"), said).text
+    assert "is not there" not in explain(HOST, said).text
 
 
 def test_configuration_as_ssh_prints_it_is_read() -> None:
@@ -152,12 +184,23 @@ def test_nodes_are_called_after_their_hosts() -> None:
         ({"hosts": ["-oProxyCommand=x"]}, "'-oProxyCommand=x' is no host"),
         ({"hosts": ["a", "a"]}, "named twice"),
         ({"hosts": ["a"], "python": "py thon"}, "a path without spaces"),
+        ({"hosts": ["a"], "work": "runs"}, r"work is 'runs': a path on the hosts is needed, from / or ~/ on"),
+        ({"hosts": ["a"], "work": ""}, "work is ''"),
+        ({"hosts": ["a"], "work": "$SCRATCH/fg"}, "work is .*SCRATCH/fg"),
+        ({"hosts": ["a"], "cache": "/data/$USER"}, "cache is"),
+        ({"hosts": ["a"], "cache": "~other/x"}, "cache is"),
+        ({"hosts": ["a"], "project": "./birds"}, "project is './birds'"),
         ({"hosts": ["a"], "env": {"A": 1}}, "env is .* a table of strings"),
     ],
 )
 def test_wrong_settings_are_named(raw: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ClusterError, match=complaint):
         parse_settings(raw)
+
+
+def test_paths_on_hosts_begin_at_the_root_or_at_home() -> None:
+    found = parse_settings({"hosts": ["a"], "work": "~/x", "cache": "/data/x y", "project": "~"})
+    assert (found.work, found.cache, found.project) == ("~/x", "/data/x y", "~")
 
 
 def test_credentials_travel_and_what_is_about_this_machine_does_not() -> None:

@@ -74,11 +74,13 @@ def test_command_lists_and_lifts(runs: RunStore, tmp_path: Path, capsys: pytest.
     assert "--lift host1: no such node is excluded" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", ["{home}/shared/work", "~/shared/work"])
 def test_command_sees_what_a_job_has_found_in_the_folder_of_its_cluster(
-    runs: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], named: str
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     here, shared = str(tmp_path / "work"), tmp_path / "shared" / "work"
-    (tmp_path / "clusters.toml").write_text(f'[lab]\nkind = "slurm"\nwork = "{shared}"\n')
+    (tmp_path / "clusters.toml").write_text(f'[lab]\nkind = "slurm"\nwork = "{named.format(home=tmp_path)}"\n')
     monkeypatch.setenv("FGLAUNCH_WORK", str(shared))  # as the job's script says
     exclude(runs, "host1")
     monkeypatch.setenv("FGLAUNCH_WORK", here)

@@ -1,0 +1,27 @@
+"""Asking the nodes of a run: all at once, where their cluster can, so that many cost the time that one takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cluster import Cluster, ClusterError
+from cluster._abreast import Abreast
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def each(cluster: Cluster, do: Callable[[T], R], items: Sequence[T]) -> list[R | ClusterError]:
+    """Do something for each item, which is about a node: at once if the cluster can, else one after the other.
+
+    Returns what came of it in the order of the items; where that was a ClusterError, this. `do` must not call `each`.
+    """
+
+    def tried(item: T) -> R | ClusterError:
+        try:
+            return do(item)
+        except ClusterError as error:
+            return error
+
+    return cluster.abreast(tried, items) if isinstance(cluster, Abreast) else [tried(item) for item in items]
