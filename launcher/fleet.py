@@ -265,7 +265,7 @@ class Fleet:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
 
         def free(node: Node) -> Process:
-            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
+            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder, identity=self._run.identity)
             return self._cluster.start(node, Command("forget", argv, {}))
 
         # A node that is gone has nothing to free. All at once: Ctrl-C waits for this.
@@ -329,7 +329,7 @@ def agent_command(run: RunFile, store_url: str, world: World, node: Node, share:
         detect_s=world.detect_s,
         preload=engine.preloaded(run.recipe, store_url) if world.engine == "torchrun" else (),
     )
-    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name, "FGLAUNCH_RUN_ID": run.identity})
 
 
 def deepspeed_commands(

@@ -69,7 +69,7 @@ def call(args: argparse.Namespace) -> int:
     if args.from_step is not None:
         if earlier and earlier.cluster == cluster_name:  # what goes on without a supervisor would commit newer steps
             clear(cluster, run.name, earlier.nodes)
-        go_back(runs, args.from_step)
+        go_back(run, runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 
 
@@ -95,7 +95,7 @@ def spread_anew(run: RunFile, strategy: str | None) -> RunFile:
     return msgspec.structs.replace(run, recipe=recipe)
 
 
-def go_back(runs: RunStore, step: int) -> None:
+def go_back(run: RunFile, runs: RunStore, step: int) -> None:
     """Set aside what is newer than the snapshot of a step, so that the run goes on from there.
 
     Raises:
@@ -105,7 +105,7 @@ def go_back(runs: RunStore, step: int) -> None:
         manifest, newer = abandon_after(mine, runs, step)
     limits.go_back(runs, manifest.step)
     for folder in foreground.node_folders(runs):  # a newer state in host memory must not win over the user's word
-        for memory in memory_folders(runs.run, folder):
+        for memory in memory_folders(runs.run, folder, run.identity):
             forget(memory)
     status = read_status(runs)
     if status:  # else a run that was finished would still be, were we killed before it starts
