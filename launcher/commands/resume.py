@@ -24,6 +24,7 @@ from launcher.cli import STRATEGIES
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import clear
 from launcher.foreground import say
+from launcher.ownership import owner_of, refuse_beside
 from launcher.recipe_check import flaws
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
@@ -58,17 +59,20 @@ def call(args: argparse.Namespace) -> int:
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)
     deadline = limits.set_limits(runs, asked).deadline is not None
-    if not queue:
-        foreground.make_ready(runs, cluster_name, cluster, world, deadline=deadline)
+    owner = owner_of(run, runs.store.url)
+    if queue:
+        refuse_beside(queue, owner)
+    else:
+        foreground.make_ready(run, runs, cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
     _record(runs, run, settings, args)
     earlier = last_term(runs)
     if earlier and earlier.cluster != cluster_name:
-        orphans.leave(run, earlier, lost=state == "lost")
+        orphans.leave(run, owner, earlier, lost=state == "lost")
     if args.from_step is not None:
         if earlier and earlier.cluster == cluster_name:  # what goes on without a supervisor would commit newer steps
-            clear(cluster, run.name, earlier.nodes)
+            clear(cluster, owner, earlier.nodes)
         go_back(run, runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 
