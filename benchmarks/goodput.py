@@ -143,7 +143,7 @@ def measure_ours(
         *(f"data.resize={args.image}", "epochs=1e5", "evaluate.every_epochs=0"),
     ]
     run, _ = prepare(str(ROOT / "benchmarks" / "synthetic_recipe.py"), settings, world, None)
-    stage = RehearsalCluster(folder / "work", ROOT, run.name)
+    stage = RehearsalCluster(folder / "work", ROOT, run)
     nodes = stage.nodes(run.name, world.most)
     for node in nodes:
         stage.make_ready(node)

@@ -144,7 +144,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[RunFile, dict[str, 
                 loops, args.rounds, settle=args.settle, timed=args.steps, told=told, seconds=args.seconds
             )
     finally:
-        forget(memory_folder(run.name, folder / "ours"))
+        forget(memory_folder(run.name, folder / "ours", run.identity))
     return run, found
 
 

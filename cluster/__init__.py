@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from cluster._queue import JobState as JobState
+from cluster._queue import Queue as Queue
+from cluster._queue import Request as Request
+
 
 class ClusterError(Exception):
     """What was asked of a cluster cannot be had; one line, meant for the user."""
@@ -19,6 +23,22 @@ class Unreachable(ClusterError):
 
 class CalledOff(ClusterError):
     """Machines were being rented, and are not wanted any more: see `Rented.call_off`."""
+
+
+class Occupied(ClusterError):
+    """Another run of the same name is at work on a node."""
+
+
+class Owner(NamedTuple):
+    """Whose a node's folder is: a run's identity, its name, its store's URL.
+
+    `early`: it was begun before this was written down, and a folder that does not say so is its own.
+    """
+
+    id: str
+    run: str
+    store: str
+    early: bool = False
 
 
 class Node(NamedTuple):
@@ -112,6 +132,16 @@ class Cluster(Protocol):
             ClusterError: so many cannot be had.
         """
 
+    def claim(self, node: Node, owner: Owner) -> None:
+        """Have a node's working folder be a run's own; what another of its name has left there is removed.
+
+        Where machines are rented, also they are the run's then; those that are not rented yet have no folder.
+
+        Raises:
+            Occupied: that other run is at work there; nothing has changed.
+            ClusterError: the node does not answer, or cannot be written to.
+        """
+
     def make_ready(self, node: Node) -> None:
         """Make a node's working folder, if it is not there yet; programs can be started then.
 
@@ -194,92 +224,6 @@ class Furnished(Protocol):
     @property
     def extras(self) -> tuple[str, ...] | None:
         """Which of our own extras they hold; None: the user's settings say what is there."""
-
-
-class Request(NamedTuple):
-    """A job to queue: `nodes` machines with `gpus` GPUs each, of which the first runs `python *args` in the project.
-
-    `run` names it; its output goes to the run's working folder. It is to have none of the nodes named in `avoid`.
-    """
-
-    run: str
-    nodes: int
-    gpus: int
-    args: tuple[str, ...]
-    avoid: tuple[str, ...] = ()
-
-
-class JobState(NamedTuple):
-    """How a queued job fares, `text` in the queue's own words.
-
-    Attributes:
-        waits: it has not begun, or not begun again.
-        text: its state, and why.
-        starts: how often it was begun anew.
-        leaving: the queue takes its nodes for others, and it may go on later.
-        called_off: somebody has ended it, and its end has begun.
-    """
-
-    waits: bool
-    text: str
-    starts: int
-    leaving: bool
-    called_off: bool = False
-
-
-@runtime_checkable
-class Queue(Protocol):
-    """What a backend may offer beside a `Cluster`: jobs that wait for their nodes and are gone on with by themselves.
-
-    A job's program is sent SIGUSR1 before its time is over; then it may ask to be gone on with `again`.
-    """
-
-    lead_s: float
-    """How long before the end that signal comes."""
-    own: str
-    """The job that this process runs in, "" if it is outside of any."""
-
-    def script(self, request: Request) -> str:
-        """Return what `submit` hands to the queue, for the user to read."""
-
-    def submit(self, request: Request) -> str:
-        """Queue a job and return its number.
-
-        Raises:
-            ClusterError: the queue does not take it.
-        """
-
-    def look(self, job: str) -> JobState | None:
-        """Return how a job fares, None if it is over.
-
-        Raises:
-            ClusterError: the queue does not answer.
-        """
-
-    def cancel(self, job: str) -> None:
-        """End a job; no error if it is over.
-
-        Raises:
-            ClusterError: the queue does not answer, or refuses.
-        """
-
-    def log(self, run: str, job: str) -> Path:
-        """Return the file that a job's output is appended to."""
-
-    def again(self, job: str, avoid: Sequence[str]) -> str:
-        """Have this process's own job gone on with, as the settings say of the end of its time.
-
-        Returns the number that it will have, "" for none. It will have none of the nodes to avoid.
-
-        Raises:
-            ClusterError: the queue refuses.
-        """
-
-    def move(self, job: str, avoid: Sequence[str]) -> str:
-        """Have this process's own job gone on with on other nodes, since it has some that are to be avoided.
-
-        As `again`, but also where nothing is to follow at the end of its time.
-        """
 
 
 class Offer(NamedTuple):

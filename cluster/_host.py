@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from cluster import _host_claims as claims
 from cluster import _host_files as files
 from cluster import _host_processes as processes
 from cluster import _host_prune as pruning
@@ -44,6 +45,12 @@ def make_folder(folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
 
 
+def claim(folder: str, owner: dict[str, Any]) -> dict[str, Any] | None:
+    """See `_host_claims.claim`."""
+    other = claims.claim(folder, owner, lambda found: claims.kept_programs(folder))
+    return None if other is None else dict(other)
+
+
 def read(path: str, offset: int) -> bytes:
     """Return up to READ_LIMIT bytes of a file; none if it is not there."""
     try:
@@ -70,6 +77,7 @@ def inspect(python: str, folder: str) -> dict[str, Any]:
 
 ACTIONS = {
     "hello": hello,
+    "claim": claim,
     "make_folder": make_folder,
     "read": read,
     "size": machine.file_size,

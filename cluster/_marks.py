@@ -24,14 +24,24 @@ END_S = 5.0
 
 def marked(mark: str) -> Iterator[int]:
     """Yield living processes (zombies aside) that carry a mark in their environment; none where there is no /proc."""
+    needle = f"{MARK}={mark}".encode()
+    return (pid for pid, environ in _others() if needle in environ)
+
+
+def marked_below(folder: str) -> Iterator[int]:
+    """Yield living processes of what was started in a node's folder; see `marked`."""
+    needle = f"{MARK}={folder}#".encode()
+    return (pid for pid, environ in _others() if any(word.startswith(needle) for word in environ))
+
+
+def _others() -> Iterator[tuple[int, list[bytes]]]:
+    """Yield every other process whose environment can be read, with its words."""
     if not sys.platform.startswith("linux"):
         return
-    needle = f"{MARK}={mark}".encode()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if needle in (folder / "environ").read_bytes().split(b"\0"):
-                    yield int(folder.name)
+                yield int(folder.name), (folder / "environ").read_bytes().split(b"\0")
 
 
 def strike(mark: str, leader: int | None) -> list[int]:

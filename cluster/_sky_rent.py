@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster import CalledOff, ClusterError, Node, Offer
+from cluster import CalledOff, ClusterError, Node, Occupied, Offer, Owner
+from cluster import _host_claims as claims
 from cluster import _sky_task as words
 from cluster._sky_link import Driver
 
@@ -180,6 +181,37 @@ class Landlord:
         part.write_text(encode(rent), encoding="utf-8")
         part.replace(self._folder / f"{cluster}.json")
 
+    # -- whose it is --------------------------------------------------------------------------------------------------
+
+    def owner(self, cluster: str) -> Mapping[str, Any]:
+        """Return what is written down of the run that a cluster is for (see `cluster.Owner`); nothing if nobody's."""
+        try:
+            return claims.parse((self._folder / f"{cluster}.owner").read_bytes())
+        except FileNotFoundError:
+            return {}
+
+    def own(self, cluster: str, owner: Owner) -> None:
+        """Write down which run a cluster is for."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._folder / f"{cluster}.owner.part"
+        part.write_text(json.dumps(owner._asdict()), encoding="utf-8")
+        part.replace(self._folder / f"{cluster}.owner")
+
+    def check_free(self, cluster: str, other: Mapping[str, Any]) -> None:
+        """Refuse to launch a cluster in place of one that `other`, or another machine, has launched, or is about to.
+
+        Raises:
+            ClusterError
+        """
+        if self.ask("status", cluster=cluster) in ("MISSING", "STOPPED"):
+            return
+        if other:
+            raise Occupied(claims.refusal(cluster, other))
+        raise Occupied(
+            f"SkyPilot has a cluster called {cluster} that this machine did not launch: choose another --name, or"
+            f" `sky down {cluster}` first"
+        )
+
     # -- losing -------------------------------------------------------------------------------------------------------
 
     def is_gone(self, cluster: str, serial: int) -> bool:
@@ -210,6 +242,11 @@ class Landlord:
             self._say(f"{cluster} does not answer, and whether it lives cannot be told: {error}")
         finally:
             self._asked[cluster] = time.monotonic() + _ASK_AGAIN_S
+
+    def keeps(self, cluster: str) -> bool:
+        """Ask SkyPilot whether what is known to be rented is up, and its job on its way or running."""
+        rent = self.rent(cluster)
+        return rent is not None and self._lives(cluster, rent.job)
 
     def _lives(self, cluster: str, job: int) -> bool:
         return self.ask("status", cluster=cluster) == "UP" and bool(self.ask("job_runs", cluster=cluster, job=job))

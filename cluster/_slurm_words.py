@@ -13,6 +13,14 @@ import msgspec
 
 from cluster import ClusterError, Command, JobState, Node, Request
 
+LISTENS = (
+    "import socket, sys; host, port = sys.argv[1:];"
+    "kinds = {f[0] for f in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)};"
+    "s = socket.socket(socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6);"
+    "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
+    "s.bind((host, int(port))); print(s.getsockname()[1])"
+)
+"""What listens on a port of an address for a moment, and prints it; `python -c` with the two as arguments."""
 _DEFERRED = ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _ALIVE = (*_DEFERRED, "COMPLETING", "RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 """Source: squeue(1), JOB STATE CODES."""

@@ -23,7 +23,7 @@ from cluster._host import READY
 from cluster._ssh_client import ALIVE_COUNT, ALIVE_S, CONNECT_S, Complaint, Target, bootstrap, explain, ssh_argv
 from cluster._turns import Turns
 
-_MODULES = ("_machine", "_marks", "_host_processes", "_host_files", "_host_prune", "_host")
+_MODULES = ("_machine", "_marks", "_host_processes", "_host_claims", "_host_files", "_host_prune", "_host")
 _NOISE_LIMIT = 1 << 20  # bytes that login scripts may print
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again
 _END_S = 3.0

@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cluster import ClusterError, Command, Hardware, Node, Report, Unreachable
+from cluster import ClusterError, Command, Hardware, Node, Occupied, Owner, Report, Unreachable
+from cluster import _host_claims as claims
 
 Script = Generator[float, None, int]
 _HARDWARE = Hardware(8, ())
@@ -262,6 +264,16 @@ class FakeCluster:
         if len(there) < count:
             raise ClusterError(f"{count} nodes are asked for, and there are {len(there)}")
         return [Node(n, n, f"/fake/{run}/{n}", "python", "/fake/project") for n in there[:count]]
+
+    def claim(self, node: Node, owner: Owner) -> None:
+        """See `Cluster`."""
+        machine = self._answering(node)
+        found = claims.parse(machine.files.get(claims.FILE, b""))
+        if found.get("id") != owner.id:
+            if any(p.code is None for p in machine.programs) and (found or not owner.early):
+                raise Occupied(claims.refusal(node.name, found))
+            machine.files = {} if found else machine.files
+        machine.files[claims.FILE] = json.dumps(owner._asdict()).encode()
 
     def make_ready(self, node: Node) -> None:
         """See `Cluster`."""

@@ -11,7 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import ClusterError, Command, Hardware, Node, Report, _machine, _marks, check_project, equal_share
+from cluster import (
+    ClusterError,
+    Command,
+    Hardware,
+    Node,
+    Owner,
+    Report,
+    _machine,
+    _marks,
+    check_project,
+    equal_share,
+)
+from cluster._claims import take
+from cluster._host_claims import works_locally
 from cluster._marks import MARK, STARTER
 
 
@@ -84,15 +97,20 @@ class LocalCluster:
             for i in range(count)
         ]
 
+    def claim(self, node: Node, owner: Owner) -> None:
+        """See `Cluster`."""
+        try:
+            take(node, owner, lambda found: works_locally(node.folder, found))
+        except OSError as error:
+            raise _no_folder(node, error) from error
+
     def make_ready(self, node: Node) -> None:
         """See `Cluster`."""
         check_project(self._project)
         try:
             Path(node.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ClusterError(
-                f"cannot make the working folder {node.folder}: {error.strerror}; set FGLAUNCH_WORK to another place"
-            ) from error
+            raise _no_folder(node, error) from error
 
     def rendezvous_node(self, run: str) -> None:
         """See `Cluster`."""
@@ -146,6 +164,12 @@ class LocalCluster:
     def read(self, node: Node, name: str, offset: int) -> bytes:
         """See `Cluster`."""
         return _machine.read_file(str(Path(node.folder) / name), offset)
+
+
+def _no_folder(node: Node, error: OSError) -> ClusterError:
+    return ClusterError(
+        f"cannot make the working folder {node.folder}: {error.strerror}; set FGLAUNCH_WORK to another place"
+    )
 
 
 def open_cluster(settings: Mapping[str, Any], project: Path, work: Path) -> LocalCluster:

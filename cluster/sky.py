@@ -22,13 +22,16 @@ from cluster import (
     Hardware,
     Held,
     Node,
+    Occupied,
     Offer,
+    Owner,
     Process,
     Report,
     Unreachable,
     _sky_pods,
     check_project,
 )
+from cluster import _host_claims as claims
 from cluster import _sky_task as words
 from cluster._abreast import ByThreads
 from cluster._sky_queue import JOB, SkyQueue
@@ -113,6 +116,7 @@ class SkyCluster(ByThreads):
         self.shares_files = bool(settings.ssh.get("shared", False))
         self._lock = threading.RLock()
         self._counts: dict[str, int] = {}
+        self._claimed: dict[str, str] = {}  # for which run
         self._opened: dict[str, tuple[int, _Hosts, SshCluster]] = {}  # by serial number
 
     @property
@@ -174,7 +178,8 @@ class SkyCluster(ByThreads):
         """See `Rented`."""
         cluster = words.cluster_name(run)
         self._leave(cluster)
-        self._landlord.end(cluster)
+        if self._claimed.get(cluster) in (None, self._landlord.owner(cluster).get("id")):  # else another run's by now
+            self._landlord.end(cluster)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -197,6 +202,28 @@ class SkyCluster(ByThreads):
         python = str(ssh.get("python", "")) or (sys.executable if self.shares_files else f"{folder}/env/bin/python")
         project = str(ssh.get("project", "")) or (str(self._project) if self.shares_files else f"{folder}/project")
         return Node(name, name, folder, python, project)
+
+    def claim(self, node: Node, owner: Owner) -> None:
+        """See `Cluster`. Machines that do not answer, and are not lost, stay with the run they were rented for."""
+        cluster, way = _cluster(node), self._way(node)
+        with self._lock:
+            found = self._landlord.owner(cluster)
+            other = found if found.get("id") != owner.id else {}
+            if way is None and (other or not found):
+                self._landlord.check_free(cluster, other)
+            elif way and not self._landlord.is_gone(cluster, way[0]):
+                self._claim_machine(way, owner, other)
+            self._landlord.own(cluster, owner)
+            self._claimed[cluster] = owner.id
+
+    def _claim_machine(self, way: tuple[int, SshCluster, Node], owner: Owner, other: Mapping[str, Any]) -> None:
+        try:
+            way[1].claim(way[2], owner)
+        except Occupied:
+            raise
+        except ClusterError as error:
+            if other and self._landlord.keeps(_cluster(way[2])):
+                raise Occupied(f"{claims.refusal(way[2].name, other)} ({error})") from error
 
     def make_ready(self, node: Node) -> None:
         """See `Cluster`. The first node to be made ready has the whole cluster rented, which takes minutes."""

@@ -18,20 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cluster import ClusterError, Command, Hardware, JobState, Node, Request, _machine, check_project
+from cluster import ClusterError, Command, Hardware, JobState, Node, Owner, Request, _machine, check_project
 from cluster import _slurm_words as words
+from cluster._claims import take
+from cluster._host_claims import signer_lives
 
 _CALL_S = 60.0
 _START_S = 60.0
 _KILL_S = 30.0
 _END_S = 5.0
-_LISTENS = (
-    "import socket, sys; host, port = sys.argv[1:];"
-    "kinds = {f[0] for f in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)};"
-    "s = socket.socket(socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6);"
-    "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
-    "s.bind((host, int(port))); print(s.getsockname()[1])"
-)
 _IN_USE, _DENIED = 98, 13  # Source: errno(3)
 
 
@@ -303,6 +298,20 @@ class SlurmCluster:
         """Return 0: a node that does not answer is Slurm's to notice, and ends the job or its steps."""
         return 0.0
 
+    def claim(self, node: Node, owner: Owner) -> None:
+        """See `Cluster`. Of another job's run, Slurm tells whether it is at work; of this job's, its supervisor."""
+        try:
+            take(node, owner, self._works, job=self.job)
+        except OSError as error:
+            raise _no_folder(Path(node.folder), error) from error
+
+    def _works(self, found: Mapping[str, Any]) -> bool:
+        job = str(found.get("job", ""))
+        if job in ("", self.job):
+            return signer_lives(found)
+        state = SlurmQueue(words.Settings(), self._project, self._work).look(job)
+        return state is not None and not state.waits
+
     def make_ready(self, node: Node) -> None:
         """See `Cluster`."""
         try:
@@ -328,9 +337,9 @@ class SlurmCluster:
 
     def _bind(self, node: Node, port: int) -> subprocess.CompletedProcess[str]:
         """Listen on a port of a node for a moment, there."""
-        argv = words.ask_argv(self.job, node, node.python, "-c", _LISTENS, node.address, str(port))
+        argv = words.ask_argv(self.job, node, node.python, "-c", words.LISTENS, node.address, str(port))
         if node.name == os.environ.get("SLURMD_NODENAME") or node.address in ("127.0.0.1", socket.gethostname()):
-            argv = (sys.executable, "-c", _LISTENS, node.address, str(port))
+            argv = (sys.executable, "-c", words.LISTENS, node.address, str(port))
         return subprocess.run(
             argv, env=self.step_env, capture_output=True, text=True, timeout=_CALL_S, check=False, cwd="/"
         )

@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster import ClusterError, Command, Hardware, Node, Report, Unreachable, _ssh_code, equal_share
+from cluster import ClusterError, Command, Hardware, Node, Owner, Report, Unreachable, _ssh_code, equal_share
 from cluster._abreast import ByThreads
+from cluster._claims import settle
 from cluster._host import READ_LIMIT
 from cluster._machine import interface_of
 from cluster._marks import end, stays
@@ -211,6 +212,10 @@ class SshCluster(ByThreads):
         return Report(host, node.address, "", python, found["cores"], gpus, more["disk"], more["shm"])
 
     # -- making ready ---------------------------------------------------------------------------------------------
+
+    def claim(self, node: Node, owner: Owner) -> None:
+        """See `Cluster`."""
+        settle(node.name, self._to(node).ask("claim", folder=node.folder, owner=owner._asdict()).value)
 
     def make_ready(self, node: Node) -> None:
         """See `Cluster`: the code is sent and an environment made, what of both is not there yet.

@@ -19,6 +19,7 @@ from fgtrain import endpoint, lease, warm
 from fgtrain.departure import Departure, attended, node_name
 from fgtrain.errors import UserError
 from fgtrain.lifeline import die_with_parent
+from fgtrain.snapshot.memory import forget_others
 
 
 def main() -> int:
@@ -33,6 +34,8 @@ def main() -> int:
     try:
         if not again:
             endpoint.forget(Path(folder))
+            if identity := os.environ.get("FGLAUNCH_RUN_ID"):
+                forget_others(run, Path(folder), identity)
         departure = Departure(Path(folder), node_name(folder), again=again)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)

@@ -57,7 +57,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
 
     `init_from` names the snapshot whose weights the run begins with, as `run@step-attempt`; `init_skip` holds patterns
     of tensors that are not taken from there. `fit`: search for the largest micro-batch that fits before the first step.
-    `profile`: how many steps to profile.
+    `profile`: how many steps to profile. `id` tells the run from others of its name, in other stores or before it.
     """
 
     name: str
@@ -76,6 +76,12 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     init_skip: tuple[str, ...] = ()
     fit: bool = False
     profile: int = 0
+    id: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The run's `id`; of a run from before there were any, the time that it was made."""
+        return self.id or f"{self.created:.6f}"
 
 
 class Spread(msgspec.Struct, frozen=True):

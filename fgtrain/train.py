@@ -76,7 +76,7 @@ def train(
     _settle(recipe, place, note)
     state = recipe.strategy.build(recipe, place)
     phases.end("build")
-    memory = memory_folders(run.name, folder)
+    memory = memory_folders(run.name, folder, run.identity)
     restored = load.newest(runs, place, memory, note)
     parent = inherit.parent_of(run, runs, place)
     if restored:

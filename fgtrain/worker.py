@@ -123,7 +123,7 @@ def _leave_node(runs: RunStore, folder: Path) -> None:
     from fgtrain.snapshot.memory import forget, memory_folders
 
     if "FGLAUNCH_LEAVES_NODES" in os.environ:
-        for memory in memory_folders(runs.run, folder):
+        for memory in memory_folders(runs.run, folder, runs.run_file().identity):
             forget(memory)
 
 

@@ -71,9 +71,9 @@ def endpoint_argv(python: str, *, folder: str, endpoint: str, lost: Sequence[str
     return (python, "-m", "fgtrain.endpoint", folder, endpoint, *lost)
 
 
-def forget_argv(python: str, *, run: str, folder: str) -> tuple[str, ...]:
+def forget_argv(python: str, *, run: str, folder: str, identity: str) -> tuple[str, ...]:
     """Return the command line that frees the host memory that a run's snapshots hold on a node."""
-    return (python, "-m", "fgtrain.snapshot.memory", run, folder)
+    return (python, "-m", "fgtrain.snapshot.memory", run, folder, identity)
 
 
 def preloaded(recipe: Recipe, store_url: str) -> tuple[str, ...]:

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from cluster import Cluster, ClusterError, Command, Hardware, Node, Process, Rented
+from cluster import Cluster, ClusterError, Command, Hardware, Node, Owner, Process, Rented
 from fgtrain.plan import World
 from fgtrain.runstore import RunFile
 from launcher import engine
 from launcher.abreast import each
 from launcher.clock import Clock
+from launcher.ownership import owner_of, still_own
 from launcher.stores import Stores, find_each, kill_all, meeting_places
 from launcher.takeover import Term
 
@@ -54,6 +55,7 @@ class Fleet:
         self.lease: Mapping[str, str] = {}
         """The environment of what must not outlive its supervisor for long."""
         self._run, self._url, self._cluster, self._world, self._clock = run, store_url, cluster, world, clock
+        self._owner = owner_of(run, store_url)
         self.seats: list[Seat] = []
         self.stores = Stores(cluster, run.name, self._start, self._code, self._abandon)
         self._abandoned: list[tuple[Node, Process]] = []
@@ -148,10 +150,12 @@ class Fleet:
         """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
         if not self._cluster.lasting or not term.endpoint or term.world != self._world:
             return False
-        now = self._clock.now()
-        agents = find_each(self._cluster, term.nodes, "agent")
-        seats = [Seat(n, a, due=now, endpoint=term.endpoint) for n, a in zip(term.nodes, agents, strict=True)]
-        if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, term.nodes):
+        now, own = self._clock.now(), still_own(self._cluster, term.nodes, self._owner)
+        if len(own) < len(term.nodes):
+            return False
+        agents = find_each(self._cluster, own, "agent")
+        seats = [Seat(n, a, due=now, endpoint=term.endpoint) for n, a in zip(own, agents, strict=True)]
+        if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, own):
             return False
         self.seats = seats
         return True
@@ -169,8 +173,6 @@ class Fleet:
             return [error] * len(seats)
 
         def start(seat: Seat) -> None:
-            if self._cluster.lasting:
-                kill_all(self._cluster, seat.node, "agent")
             share = shares[self.seats.index(seat)]
             command = agent_command(self._run, self._url, self._world, seat.node, share, self.stores.endpoint)
             seat.due, seat.agent, seat.endpoint = None, self._start(seat.node, command), self.stores.endpoint
@@ -178,6 +180,9 @@ class Fleet:
         return each(self._cluster, start, seats)
 
     def _start(self, node: Node, command: Command) -> Process:
+        self._cluster.claim(node, self._owner)  # while nothing of ours ran, another run may have taken it
+        if command.name == "agent" and self._cluster.lasting:
+            kill_all(self._cluster, node, "agent")
         return self._cluster.start(node, command._replace(env={**command.env, **self.lease}))
 
     def codes(self) -> dict[str, int | None]:
@@ -265,7 +270,7 @@ class Fleet:
         """Free what the run's snapshots hold in the nodes' memory: it is over, and the store has its own."""
 
         def free(node: Node) -> Process:
-            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder)
+            argv = engine.forget_argv(node.python, run=self._run.name, folder=node.folder, identity=self._run.identity)
             return self._cluster.start(node, Command("forget", argv, {}))
 
         # A node that is gone has nothing to free. All at once: Ctrl-C waits for this.
@@ -286,27 +291,34 @@ class Fleet:
                 self._helpers.append(helper)
 
 
-def still_runs(cluster: Cluster, term: Term) -> bool:
+def still_runs(cluster: Cluster, term: Term, owner: Owner) -> bool:
     """Tell whether agents that a supervisor has started go on without it."""
-    return cluster.lasting and any(find_each(cluster, term.nodes, "agent"))
+    return cluster.lasting and any(find_each(cluster, still_own(cluster, term.nodes, owner), "agent"))
 
 
-def all_ready(cluster: Cluster, nodes: Sequence[Node]) -> None:
-    """Make nodes ready, several at once: an environment takes a machine minutes to make.
+def all_ready(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> None:
+    """Make nodes a run's own, and ready, several at once: an environment takes a machine minutes to make.
 
     Raises:
+        Occupied: another run of its name is at work on one; none was made ready.
         ClusterError: one cannot be.
     """
-    each = list(dict.fromkeys(nodes))
-    if isinstance(cluster, Rented):  # the first has all of them rented, and should that fail, no other is to try again
-        cluster.make_ready(each.pop(0))
+    all_ = list(dict.fromkeys(nodes))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(cluster.make_ready, each))
+        list(pool.map(lambda node: cluster.claim(node, owner), all_))
+        if isinstance(cluster, Rented):  # the first has all rented, and should that fail, no other is to try again
+            cluster.make_ready(all_[0])
+        list(pool.map(cluster.make_ready, all_[1:] if isinstance(cluster, Rented) else all_))
+        if isinstance(cluster, Rented):  # they had no folders before
+            list(pool.map(lambda node: cluster.claim(node, owner), all_))
 
 
-def clear(cluster: Cluster, run: str, nodes: Sequence[Node]) -> None:
+def clear(cluster: Cluster, owner: Owner, nodes: Sequence[Node]) -> None:
     """Kill what an earlier supervisor has left running on a run's nodes; one that cannot be reached is passed over."""
-    for name, places in (("agent", nodes), ("rendezvous", meeting_places(cluster, run, nodes))):
+    if not cluster.lasting:
+        return
+    own = still_own(cluster, [*meeting_places(cluster, owner.run, []), *nodes], owner)
+    for name, places in (("agent", [n for n in own if n in nodes]), ("rendezvous", own)):
         each(cluster, partial(kill_all, cluster, name=name), places)
 
 
@@ -329,7 +341,7 @@ def agent_command(run: RunFile, store_url: str, world: World, node: Node, share:
         detect_s=world.detect_s,
         preload=engine.preloaded(run.recipe, store_url) if world.engine == "torchrun" else (),
     )
-    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name})
+    return Command("agent", argv, env | {"FGLAUNCH_NODE": node.name, "FGLAUNCH_RUN_ID": run.identity})
 
 
 def deepspeed_commands(

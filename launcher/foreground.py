@@ -21,6 +21,7 @@ from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
 from launcher.fleet import all_ready, seat_count
 from launcher.outcome import Outcome
+from launcher.ownership import owner_of
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
 from launcher.stores import meeting_places
@@ -109,21 +110,26 @@ def _check_port(run: str, cluster: Cluster, port: int) -> None:
         raise UserError(f"--port {port}: something listens there already; leave --port out to get a free one")
 
 
-def make_ready(runs: RunStore, cluster_name: str, cluster: Cluster, world: World, *, deadline: bool = False) -> None:
-    """Make the working folders of a run's nodes.
+def make_ready(
+    run: RunFile, runs: RunStore, cluster_name: str, cluster: Cluster, world: World, *, deadline: bool = False
+) -> None:
+    """Make the working folders of a run's nodes, its own from now on.
 
     Machines that are to be rented are only looked for. Its supervisor has them rented, when it has chosen the kind:
     either may do with a `deadline`.
 
     Raises:
+        Occupied: another run of its name is at work on one.
         ClusterError: there are not enough nodes, or one cannot be made.
     """
-    nodes = usable_nodes(runs, cluster_name, cluster, world)
+    nodes, owner = usable_nodes(runs, cluster_name, cluster, world), owner_of(run, runs.store.url)
     if isinstance(cluster, Rented):
+        for node in nodes:
+            cluster.claim(node, owner)
         if cluster.held(runs.run) is None:
             offers(cluster, len(nodes), deadline=deadline)
         return
-    all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])])
+    all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])], owner)
 
 
 def offers(cluster: Rented, count: int, *, deadline: bool) -> list[Offer]:

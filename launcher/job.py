@@ -67,7 +67,7 @@ def supervise(run: RunFile, runs: RunStore, job: Job, queue: Queue, notice: Noti
     cluster = open_cluster(job.kind, job.settings, Path(run.cwd), work_root())
     display = PlainDisplay()
     try:
-        make_ready(runs, job.cluster, cluster, job.world)
+        make_ready(run, runs, job.cluster, cluster, job.world)
         grace_s = max(queue.lead_s - _MARGIN_S, queue.lead_s / 2)
         supervisor = Supervisor(
             run, runs, job.cluster, cluster, job.world, display, job.port, grace_s=grace_s, terms=job.terms

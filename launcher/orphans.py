@@ -8,19 +8,20 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from cluster import Cluster, ClusterError, Node, Process, Rented
+from cluster import Cluster, ClusterError, Node, Owner, Process, Rented
 from fgtrain.errors import UserError
 from fgtrain.runstore import RunFile
 from launcher.abreast import each
 from launcher.clusters import find_cluster
 from launcher.foreground import give_back, say
+from launcher.ownership import still_own
 from launcher.stores import kill_all, meeting_places
 from launcher.takeover import Term
 
 _LAST_SNAPSHOT_S = 30.0
 
 
-def leave(run: RunFile, term: Term, *, lost: bool) -> None:
+def leave(run: RunFile, owner: Owner, term: Term, *, lost: bool) -> None:
     """Leave nothing of a run on the cluster of its last supervisor: the run goes on on another one.
 
     If that one was `lost`, agents may go on, and are asked for a last snapshot. Rented machines are given back. What
@@ -29,7 +30,10 @@ def leave(run: RunFile, term: Term, *, lost: bool) -> None:
     """
     try:
         cluster = find_cluster(term.cluster, Path(run.cwd))
-        problem = _end_lost(cluster, run.name, term) if lost else ""
+        if isinstance(cluster, Rented) and cluster.held(run.name):
+            for node in term.nodes:  # they may be another run's of its name by now
+                cluster.claim(node, owner)
+        problem = _end_lost(cluster, owner, term) if lost else ""
         give_back(run.name, cluster)
     except (ClusterError, UserError) as error:
         problem = f"which cannot be asked from here ({error})" if lost else ""
@@ -37,22 +41,23 @@ def leave(run: RunFile, term: Term, *, lost: bool) -> None:
         say(f"note: {run.name} leaves {term.cluster}, {problem}; what still runs there leaves when it finds out")
 
 
-def _end_lost(cluster: Cluster, run: str, term: Term) -> str:
+def _end_lost(cluster: Cluster, owner: Owner, term: Term) -> str:
     """End what goes on without its supervisor; returns what could not be done."""
     if not cluster.lasting:
         return ""
-    if isinstance(cluster, Rented) and cluster.held(run) is None:
+    if isinstance(cluster, Rented) and cluster.held(owner.run) is None:
         return "where it may have machines that were not rented from here"
-    silent = end(cluster, run, term.nodes)
+    silent = end(cluster, owner, term.nodes)
     return f"whose {', '.join(silent)} cannot be reached from here" if silent else ""
 
 
-def end(cluster: Cluster, run: str, nodes: Sequence[Node], last_s: float = _LAST_SNAPSHOT_S) -> list[str]:
+def end(cluster: Cluster, owner: Owner, nodes: Sequence[Node], last_s: float = _LAST_SNAPSHOT_S) -> list[str]:
     """Ask a run's agents to leave, which takes a last snapshot, and kill what is left of it after `last_s` seconds.
 
     Returns:
         The nodes that were not reached, or refused.
     """
+    nodes = still_own(cluster, nodes, owner)
     asked = dict(zip(nodes, each(cluster, partial(_ask, cluster), nodes), strict=True))
     reached = [node for node, agent in asked.items() if not isinstance(agent, ClusterError)]
     leaving = [agent for agent in asked.values() if agent and not isinstance(agent, ClusterError)]
@@ -60,7 +65,7 @@ def end(cluster: Cluster, run: str, nodes: Sequence[Node], last_s: float = _LAST
     each(cluster, lambda agent: agent.wait(max(0.0, deadline - time.monotonic())), leaving)
     each(cluster, partial(kill_all, cluster, name="agent"), reached)
     with suppress(ClusterError):  # the place apart does not answer: what is there leaves by itself
-        reached = meeting_places(cluster, run, reached)
+        reached = still_own(cluster, meeting_places(cluster, owner.run, reached), owner)
     each(cluster, partial(kill_all, cluster, name="rendezvous"), reached)
     return [node.name for node, agent in asked.items() if isinstance(agent, ClusterError)]
 

@@ -77,6 +77,7 @@ def prepare(target: str, overrides: Sequence[str], world: World, name: str | Non
         cwd=str(Path.cwd()),
         code=_code(),
         environment=_environment(),
+        id=secrets.token_hex(8),
     )
     return run, notes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cluster import Cluster, ClusterError, Node
+from cluster import Cluster, ClusterError, Node, Owner
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
@@ -18,10 +18,14 @@ from launcher.supervision import Check
 
 
 class Site(NamedTuple):
-    """Where a run is: its cluster, by object and by name, its corner of the store, its world, how nodes are checked."""
+    """Where a run is: its cluster, by object and by name, whose folders there are, its corner of the store, its world.
+
+    Then how nodes are checked, and what that needs.
+    """
 
     cluster: Cluster
     name: str
+    owner: Owner
     runs: RunStore
     world: World
     check: Check
@@ -38,7 +42,7 @@ def choose(site: Site) -> list[Node]:
     """
     excluded = exclusions.excluded_names(site.runs, site.name)
     nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
-    all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])])
+    all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])], site.owner)
     return nodes
 
 
@@ -52,7 +56,7 @@ def spare(site: Site, taken: Sequence[Node]) -> Node | None:
     excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken}
     try:
         [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded)
-        site.cluster.make_ready(node)
+        all_ready(site.cluster, [node], site.owner)
     except ClusterError:
         return None
     return node

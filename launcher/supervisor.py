@@ -27,6 +27,7 @@ from launcher.listening import Listener
 from launcher.money import Terms, prices_of
 from launcher.news import News
 from launcher.outcome import EXIT_INTERRUPTED, EXIT_LIMIT, Outcome, is_done, of_work
+from launcher.ownership import owner_of
 from launcher.post import Post
 from launcher.renting import Renter, Waits
 from launcher.status import read_status
@@ -64,7 +65,7 @@ class Supervisor:
         self._clock = clock or SystemClock()
         self._settings: Supervision = recorded(runs)
         self._site = replacing.Site(
-            *(cluster, cluster_name, runs, world, self._settings.check, self._clock),
+            *(cluster, cluster_name, owner_of(run, runs.store.url), runs, world, self._settings.check, self._clock),
             interrupted=lambda: self._interrupts.received,
             note=self._note,
         )
@@ -120,13 +121,13 @@ class Supervisor:
         status = read_status(self._runs)
         if status and status.state == "running" and is_done(self._runs):
             if earlier:  # but the store that they met in goes on, and memory is held
-                clear(self._cluster, self._run.name, earlier.nodes)
+                clear(self._cluster, self._site.owner, earlier.nodes)
                 self._fleet.seats = [Seat(node) for node in earlier.nodes]
             return self._verdict()  # the workers did not need a supervisor to the end
         for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
             self._runs.store.delete(self._runs.key(leftover))
         if earlier:
-            clear(self._cluster, self._run.name, earlier.nodes)
+            clear(self._cluster, self._site.owner, earlier.nodes)
         self._beat()  # first: from now on, what others have started keeps out of it
         self._news.skip("attempts", "errors")
         try:
@@ -158,8 +159,7 @@ class Supervisor:
         nodes = self._renter.rent(self._listener.step, lambda: replacing.choose(self._site), may_wait=False)
         fleet.seats = [Seat(node) for node in nodes]
         fleet.renew()
-        if self._cluster.lasting:
-            clear(self._cluster, self._run.name, fleet.nodes)
+        clear(self._cluster, self._site.owner, fleet.nodes)
         self._beat()  # with the nodes' folders, for those who watch
         fleet.meet(self._port)
         replacing.settle(self._site, fleet.seats, fleet.stores.endpoint)

@@ -17,6 +17,7 @@ from launcher.events import Event, decode_events, whole_lines
 from launcher.fleet import still_runs
 from launcher.foreground import conclude, resume_command, say, supervise_here
 from launcher.outcome import Outcome
+from launcher.ownership import owner_of
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
 from launcher.takeover import last_term
@@ -55,7 +56,8 @@ def call(args: argparse.Namespace) -> int:
     finally:
         display.close()
     term = last_term(runs)
-    if live_state(status, runs) == "lost" and term and still_runs(cluster, term):
+    owner = owner_of(run, runs.store.url)
+    if live_state(status, runs) == "lost" and term and still_runs(cluster, term, owner):
         say(f"the supervisor of {args.run} on {term.host} is gone and its agents are not: taking over")
         return supervise_here(run, runs, term.cluster, term.world, None)
     return _conclude(runs, status)

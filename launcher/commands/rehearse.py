@@ -191,7 +191,7 @@ def _play(
     """Prepare a run as `fglaunch RECIPE` does, and rehearse it."""
     world = elastic_world(found.least, found.most, args.gpus)
     run, notes = prepare.prepare(args.recipe, args.overrides, world, None)
-    stage = RehearsalCluster(work, Path.cwd(), run.name)
+    stage = RehearsalCluster(work, Path.cwd(), run)
     notes += foreground.check_start(run, stage, world, None)
     opened = open_store(store)
     notes += prepare.try_store(opened)

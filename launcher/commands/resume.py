@@ -24,6 +24,7 @@ from launcher.cli import STRATEGIES
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import clear
 from launcher.foreground import say
+from launcher.ownership import owner_of, refuse_beside
 from launcher.recipe_check import flaws
 from launcher.recipe_file import load, split_target
 from launcher.status import existing_run, live_state, read_status
@@ -58,18 +59,21 @@ def call(args: argparse.Namespace) -> int:
     notes += prepare.try_store(runs.store)
     settings = supervision.changed(supervision.recorded(runs), args.supervise)
     deadline = limits.set_limits(runs, asked).deadline is not None
-    if not queue:
-        foreground.make_ready(runs, cluster_name, cluster, world, deadline=deadline)
+    owner = owner_of(run, runs.store.url)
+    if queue:
+        refuse_beside(queue, owner)
+    else:
+        foreground.make_ready(run, runs, cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
     _record(runs, run, settings, args)
     earlier = last_term(runs)
     if earlier and earlier.cluster != cluster_name:
-        orphans.leave(run, earlier, lost=state == "lost")
+        orphans.leave(run, owner, earlier, lost=state == "lost")
     if args.from_step is not None:
         if earlier and earlier.cluster == cluster_name:  # what goes on without a supervisor would commit newer steps
-            clear(cluster, run.name, earlier.nodes)
-        go_back(runs, args.from_step)
+            clear(cluster, owner, earlier.nodes)
+        go_back(run, runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 
 
@@ -95,7 +99,7 @@ def spread_anew(run: RunFile, strategy: str | None) -> RunFile:
     return msgspec.structs.replace(run, recipe=recipe)
 
 
-def go_back(runs: RunStore, step: int) -> None:
+def go_back(run: RunFile, runs: RunStore, step: int) -> None:
     """Set aside what is newer than the snapshot of a step, so that the run goes on from there.
 
     Raises:
@@ -105,7 +109,7 @@ def go_back(runs: RunStore, step: int) -> None:
         manifest, newer = abandon_after(mine, runs, step)
     limits.go_back(runs, manifest.step)
     for folder in foreground.node_folders(runs):  # a newer state in host memory must not win over the user's word
-        for memory in memory_folders(runs.run, folder):
+        for memory in memory_folders(runs.run, folder, run.identity):
             forget(memory)
     status = read_status(runs)
     if status:  # else a run that was finished would still be, were we killed before it starts

@@ -23,6 +23,7 @@ from launcher import foreground, limits, prepare, queued, supervision
 from launcher.clusters import choose, find_cluster, find_queue, prices_on
 from launcher.fleet import agent_command, deepspeed_commands
 from launcher.foreground import say
+from launcher.ownership import owner_of, refuse_beside
 from launcher.sizing import memory_line
 from launcher.stores import rendezvous_command
 
@@ -53,8 +54,10 @@ def call(args: argparse.Namespace) -> int:
         notes += prepare.try_store(store)
     prepare.check_unused(run.name, store)
     deadline = asked.deadline is not None
-    if not args.dry_run and not queue:
-        foreground.make_ready(RunStore(store, run.name), cluster_name, cluster, world, deadline=deadline)
+    if not args.dry_run and queue:
+        refuse_beside(queue, owner_of(run, store.url))
+    elif not args.dry_run:
+        foreground.make_ready(run, RunStore(store, run.name), cluster_name, cluster, world, deadline=deadline)
     for note in notes:
         say(note)
     if args.dry_run and queue:

@@ -15,6 +15,7 @@ from launcher import orphans, queued
 from launcher.clusters import find_cluster
 from launcher.fleet import still_runs
 from launcher.foreground import resume_command, say
+from launcher.ownership import owner_of
 from launcher.prepare import default_store
 from launcher.status import Status, existing_run, live_state, read_status
 from launcher.takeover import last_term
@@ -48,9 +49,10 @@ def call(args: argparse.Namespace) -> int:
 def _stop_orphans(run: RunFile, runs: RunStore, status: Status) -> bool:
     """Stop agents that go on without a supervisor; False if there are none."""
     cluster, term = find_cluster(status.cluster, Path(run.cwd)), last_term(runs)
-    if term is None or not still_runs(cluster, term):
+    owner = owner_of(run, runs.store.url)
+    if term is None or not still_runs(cluster, term, owner):
         return False
-    silent = orphans.end(cluster, runs.run, term.nodes)
+    silent = orphans.end(cluster, owner, term.nodes)
     runs.write("status.json", msgspec.structs.replace(status, state="stopped", message="stopped on request"))
     which = f" but on {', '.join(silent)}, which cannot be reached, where their lease ends them" if silent else ""
     say(f"{run.name} had no supervisor; its agents are stopped{which}, and `{resume_command(runs)}` goes on")

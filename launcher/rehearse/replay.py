@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster import Command, Node, Process
 from cluster.local import LocalCluster
+from fgtrain.runstore import RunFile
 from fgtrain.snapshot.memory import forget, memory_folders
 from launcher.rehearse.slots import Moves
 
@@ -71,7 +72,7 @@ class AwaitedProcess:
 class RehearsalCluster(LocalCluster):
     """This machine as nodes on which agents live only while the rehearsal says that the node is there."""
 
-    def __init__(self, root: Path, project: Path, run: str) -> None:
+    def __init__(self, root: Path, project: Path, run: RunFile) -> None:
         """See `LocalCluster`; `run` is the one whose memory goes with a node."""
         super().__init__(root, project)
         self._run = run
@@ -124,7 +125,7 @@ class RehearsalCluster(LocalCluster):
             for process in self._taken(node) if leaving is None else leaving:
                 process.kill()
         if not replaced:
-            for folder in memory_folders(self._run, Path(node.folder)):
+            for folder in memory_folders(self._run.name, Path(node.folder), self._run.identity):
                 forget(folder)
 
     def _taken(self, node: Node) -> list[Process]:

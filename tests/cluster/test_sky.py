@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cluster import ClusterError, Command, Node, Rented, TwoKinds, Unreachable, _sky_pods, open_cluster
+from cluster import ClusterError, Command, Node, Occupied, Rented, TwoKinds, Unreachable, _sky_pods, open_cluster
 from cluster._sky_rent import Landlord
 from cluster._sky_task import parse_settings
 from cluster._ssh_link import close_links
 from cluster.sky import SkyCluster
-from tests.contracts.cluster import RealClusterContract
+from tests.contracts.cluster import OTHER, OWNER, RealClusterContract
 from tests.testbed.runs import wait_for
 from tests.testbed.sky import fake_driver
 
@@ -251,6 +251,41 @@ def test_another_process_finds_what_runs(own_bed: Bed) -> None:
     found.kill()
     wait_for(lambda: sleeper.poll() is not None, "it ends", 240)
     assert other.find(node, "program") is None
+
+
+def test_machines_of_another_run_of_the_name_are_left_to_it(own_bed: Bed) -> None:
+    first, second = own_bed.open(), own_bed.open()
+    first.claim(first.nodes("run", 1)[0], OTHER)
+    [node] = ready(first, "run", 1)
+    first.claim(node, OTHER)
+    at_work = program(first, node, "import time; time.sleep(600)")
+    with pytest.raises(Occupied, match="a run called run, of file:///other, is at work there"):
+        second.claim(second.nodes("run", 1)[0], OWNER)
+    sshd = own_bed.folder / f"{node.name}.sshd"
+    close_links()
+    sshd.rename(sshd.with_suffix(".away"))
+    with pytest.raises(Occupied, match="a run called run, of file:///other, is at work there"):  # it does not answer
+        own_bed.open().claim(second.nodes("run", 1)[0], OWNER)
+    close_links()
+    sshd.with_suffix(".away").rename(sshd)
+    found = own_bed.open().find(node, "program")
+    assert found is not None
+    assert found.pid == at_work.pid
+    found.kill()
+    second.claim(second.nodes("run", 1)[0], OWNER)
+    assert own_bed.calls().count("launch") == 1
+    first.give_back("run")
+    assert first.held("run"), "they are another run's by now"
+    second.give_back("run")
+    assert not first.held("run")
+
+
+def test_cluster_that_another_machine_has_launched_is_not_launched_in_its_place(own_bed: Bed, tmp_path: Path) -> None:
+    ready(own_bed.open(), "run", 1)
+    elsewhere = open_cluster("sky", own_bed.settings, ROOT, tmp_path / "elsewhere")
+    with pytest.raises(Occupied, match=r"has a cluster called (fgl-run-\w+) that this machine .* `sky down \1` first"):
+        elsewhere.claim(elsewhere.nodes("run", 1)[0], OWNER)
+    assert own_bed.calls().count("launch") == 1
 
 
 def test_more_nodes_than_are_rented_are_rented_anew(own_bed: Bed) -> None:

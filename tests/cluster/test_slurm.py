@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ClusterError, Node, Request
+from cluster import ClusterError, Node, Occupied, Request
 from cluster.slurm import SlurmCluster, open_cluster, open_queue
-from tests.contracts.cluster import ClusterContract, Starter
+from launcher.ownership import refuse_beside
+from tests.contracts.cluster import OTHER, OWNER, ClusterContract, Starter
 from tests.testbed import slurm as testbed
 from tests.testbed.runs import wait_for
 
@@ -41,6 +42,31 @@ class TestSlurmCluster(ClusterContract):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", f"8(x{NODES})")
         return open_cluster({}, Path("/"), tmp_path / "work")
+
+    def test_node_where_another_run_of_the_name_is_at_work_is_refused(
+        self, cluster: SlurmCluster, node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: str
+    ) -> None:
+        """What runs on a node cannot be seen from another: Slurm knows whether the other run's job lives."""
+        cluster.claim(node, OTHER)
+        monkeypatch.setenv("SLURM_JOB_ID", "999999")
+        later = open_cluster({}, Path("/"), tmp_path / "work")
+        with pytest.raises(Occupied, match="a run called run, of file:///other, is at work there"):
+            later.claim(node, OWNER)
+        queue = open_queue({}, Path("/"), tmp_path / "work")
+        with pytest.raises(Occupied, match=f"job {job}: a run called run, of file:///other"):
+            refuse_beside(queue, OWNER)
+        refuse_beside(queue, OTHER)
+        (Path(node.folder) / "owner.json").unlink()
+        later.claim(node, OTHER)
+        refuse_beside(queue, OWNER)  # there is no such job
+        cluster.claim(node, OWNER)
+
+    def test_unsigned_folder_is_that_of_a_run_from_before_they_were_signed(  # nobody can tell what runs there
+        self, cluster: SlurmCluster, node: Node, start: Starter
+    ) -> None:
+        assert start("one").wait(240) == 0
+        cluster.claim(node, OWNER)
+        assert cluster.read(node, "program.log", 0) == b"one\n"
 
     def test_more_nodes_than_the_job_has_cannot_be_had(self, cluster: SlurmCluster, job: str) -> None:
         with pytest.raises(ClusterError, match=f"job {job} has {NODES} nodes, not 9; .*unset SLURM_JOB_ID"):

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from cluster import Cluster, ClusterError, Command, Node, Process
+from cluster import Cluster, ClusterError, Command, Node, Occupied, Owner, Process
 from tests.testbed.runs import wait_for
 
+OWNER, OTHER = Owner("1f", "run", "file:///own"), Owner("2e", "run", "file:///other")
 PAUSE = "import signal; signal.pause()"
 PROGRAMS = {
     "exit 7": "raise SystemExit(7)",
@@ -140,6 +141,44 @@ class ClusterContract:
         left = cluster.find(node, "program")
         assert left is not None
         assert left.pid == first.pid
+
+    def test_what_another_run_of_the_name_has_left_is_removed(
+        self, cluster: Cluster, node: Node, start: Starter
+    ) -> None:
+        cluster.claim(node, OTHER)
+        assert start("one").wait(240) == 0
+        cluster.claim(node, OTHER)
+        assert cluster.read(node, "program.log", 0) == b"one\n"
+        cluster.claim(node, OWNER)
+        assert cluster.read(node, "program.log", 0) == b""
+        cluster.make_ready(node)
+        assert start("two").wait(240) == 0
+        assert cluster.read(node, "program.log", 0) == b"two\n"
+
+    def test_node_where_another_run_of_the_name_is_at_work_is_refused(
+        self, cluster: Cluster, node: Node, start: Starter
+    ) -> None:
+        cluster.claim(node, OTHER)
+        assert start("one").wait(240) == 0
+        process = start("pause")
+        with pytest.raises(Occupied, match="a run called run, of file:///other, is at work there: choose another"):
+            cluster.claim(node, OWNER)
+        cluster.claim(node, OTHER)  # its own programs are no obstacle
+        assert process.poll() is None
+        assert cluster.read(node, "program.log", 0) == b"one\n"
+        process.kill()
+        cluster.claim(node, OWNER)
+
+    def test_unsigned_folder_is_that_of_a_run_from_before_they_were_signed(
+        self, cluster: Cluster, node: Node, start: Starter
+    ) -> None:
+        assert start("one").wait(240) == 0
+        process = start("pause")
+        with pytest.raises(Occupied, match="a run of an earlier version is at work there"):
+            cluster.claim(node, OWNER)
+        cluster.claim(node, OWNER._replace(early=True))
+        assert process.poll() is None
+        assert cluster.read(node, "program.log", 0) == b"one\n"
 
 
 class RealClusterContract(ClusterContract):

@@ -39,7 +39,8 @@ class Scene:
         base = run_file()
         self.world = World(2, 1)
         plan = msgspec.structs.replace(base.plan, steps=steps)
-        self.run = msgspec.structs.replace(base, plan=plan, created=self.clock.time())
+        identity = f"{next(NUMBERS):016x}"
+        self.run = msgspec.structs.replace(base, plan=plan, created=self.clock.time(), id=identity)
         self.runs.create("run.json", self.run)
         self.runs.write(KEY, changed(Supervision(), settings))
         self.training = FakeTraining(self.cluster, self.runs, self.world, steps)

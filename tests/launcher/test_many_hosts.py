@@ -24,6 +24,7 @@ from launcher.abreast import each
 from launcher.clock import SystemClock
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, clear
+from launcher.ownership import owner_of
 from launcher.supervision import Check
 from launcher.takeover import Term
 from tests.fgtrain.test_runstore import run_file
@@ -157,15 +158,15 @@ def test_take_over_finds_all_agents_in_one_round(net: Net, cluster: SshCluster, 
     )
     assert fleet.adopt(term)
     assert fleet.agent_pids() == {f"gpu{i}": RECORD["pid"] for i in range(HOSTS)}
-    assert net.rounds == {"find agent": 1, "find rendezvous": 1}
+    assert net.rounds == {"read owner.json": 1, "find agent": 1, "find rendezvous": 1}
 
 
 def test_what_an_earlier_supervisor_left_is_killed_everywhere_at_once(
     net: Net, cluster: SshCluster, fleet: Fleet
 ) -> None:
     net.alive = False
-    clear(cluster, "run", fleet.nodes)
-    assert net.rounds == {"find agent": 1, "find rendezvous": 1}
+    clear(cluster, owner_of(run_file(), "s3://b/x"), fleet.nodes)
+    assert net.rounds == {"read owner.json": 1, "find agent": 1, "find rendezvous": 1}
 
 
 def test_ranks_write_their_stacks_everywhere_at_once(net: Net, fleet: Fleet) -> None:

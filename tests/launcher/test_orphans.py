@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cluster import Node, Unreachable
+from cluster import Node, Owner, Unreachable
 from fgtrain.lease import LEASE, Lease, hear
 from launcher import orphans
 from launcher.outcome import EXIT_FENCED
+from launcher.ownership import owner_of
 from launcher.status import read_status
 from launcher.supervisor import Supervisor
 from launcher.takeover import Term, last_term, take_office
@@ -49,6 +50,10 @@ def orphaned(**settings: Any) -> tuple[Scene, Term]:
     return scene, term
 
 
+def owner(scene: Scene) -> Owner:
+    return owner_of(scene.run, scene.runs.store.url)
+
+
 def opens(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster) -> None:
     monkeypatch.setattr(orphans, "find_cluster", lambda name, project: cluster)
 
@@ -56,12 +61,12 @@ def opens(monkeypatch: pytest.MonkeyPatch, cluster: FakeCluster) -> None:
 def test_agents_are_asked_to_leave_and_what_is_left_is_killed() -> None:
     scene, term = orphaned()
     agents = scene.cluster.running("agent")
-    assert orphans.end(scene.cluster, "run", term.nodes) == []
+    assert orphans.end(scene.cluster, owner(scene), term.nodes) == []
     assert {p.code for p in agents} == {-signal.SIGTERM}
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
     scene, term = orphaned()
     scene.cluster.gentle = True  # they need longer for their last snapshot than they have
-    assert orphans.end(scene.cluster, "run", term.nodes) == []
+    assert orphans.end(scene.cluster, owner(scene), term.nodes) == []
     assert scene.cluster.running("agent") == []
 
 
@@ -72,7 +77,7 @@ def test_what_cannot_be_reached_is_named_and_the_others_are_ended(
     assert isinstance(scene.cluster, Severed)
     scene.cluster.away = {"host1"}
     opens(monkeypatch, scene.cluster)
-    orphans.leave(scene.run, term, lost=True)
+    orphans.leave(scene.run, owner(scene), term, lost=True)
     assert [p.node.name for p in scene.cluster.running("agent")] == ["host1"]
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("note: run leaves lab, whose host1 cannot be reached from here; ")
@@ -80,10 +85,10 @@ def test_what_cannot_be_reached_is_named_and_the_others_are_ended(
 
 def test_cluster_that_is_not_known_here_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     scene, term = orphaned()
-    orphans.leave(scene.run, term, lost=True)
+    orphans.leave(scene.run, owner(scene), term, lost=True)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("note: run leaves lab, which cannot be asked from here (--cluster lab: ")
-    orphans.leave(scene.run, term, lost=False)  # its supervisor has left nothing
+    orphans.leave(scene.run, owner(scene), term, lost=False)  # its supervisor has left nothing
     assert capsys.readouterr().err == ""
 
 
@@ -92,11 +97,11 @@ def test_rented_machines_are_given_back(monkeypatch: pytest.MonkeyPatch, capsys:
     opens(monkeypatch, scene.cluster)
     assert isinstance(scene.cluster, RentingCluster)
     assert scene.cluster.held("run")
-    orphans.leave(scene.run, term, lost=True)
+    orphans.leave(scene.run, owner(scene), term, lost=True)
     assert scene.cluster.held("run") is None
     assert scene.cluster.running("agent") == []
     assert capsys.readouterr().err == ""
-    orphans.leave(scene.run, term, lost=True)
+    orphans.leave(scene.run, owner(scene), term, lost=True)
     assert "may have machines that were not rented from here" in capsys.readouterr().err
 
 
@@ -145,3 +150,17 @@ def test_supervisor_whose_run_goes_on_on_another_cluster_takes_its_agents_along(
     assert (outcome.state, outcome.exit_code) == ("fenced", EXIT_FENCED)
     assert outcome.needs_no_nodes, "rented machines are given back"
     assert scene.cluster.running("agent") == scene.cluster.running("rendezvous") == []
+
+
+def test_machines_that_another_run_of_the_name_has_by_now_are_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, term = orphaned(cluster=lambda clock: RentingCluster(clock, 3))
+    opens(monkeypatch, scene.cluster)
+    for process in scene.cluster.processes:
+        process.end(-signal.SIGKILL)
+    theirs = owner(scene)._replace(id="another", store="file:///other")
+    for node in term.nodes:
+        scene.cluster.claim(node, theirs)
+        scene.cluster.start(node, scene.cluster.started("agent")[0].command)
+    orphans.leave(scene.run, owner(scene), term, lost=True)
+    assert scene.cluster.held("run")
+    assert len(scene.cluster.running("agent")) == 2

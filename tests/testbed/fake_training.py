@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Held, Node, Offer, Unreachable
+from cluster import ClusterError, Command, Hardware, Held, Node, Occupied, Offer, Owner, Unreachable
+from cluster import _host_claims as claims
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
 from fgtrain.runstore import Attempt, Failure, Result, RunStore
@@ -96,6 +97,16 @@ class FakeCluster:
             raise ClusterError(f"{count} nodes are more than there are")
         return [Node(h, h, f"/{run}/{h}", "python", "/") for h in self.hosts[:count]]
 
+    def claim(self, node: Node, owner: Owner) -> None:
+        self._reach(node)
+        other = self.running("agent", node) + self.running("rendezvous", node)
+        found = claims.parse(self.files.get((node.folder, claims.FILE), b""))
+        if found.get("id") != owner.id and other and (found or not owner.early):
+            raise Occupied(claims.refusal(node.name, found))
+        if found.get("id") not in (None, owner.id):
+            self.files = {key: data for key, data in self.files.items() if key[0] != node.folder}
+        self.files[node.folder, claims.FILE] = json.dumps(owner._asdict()).encode()
+
     def make_ready(self, node: Node) -> None:
         pass
 
@@ -147,8 +158,9 @@ class FakeCluster:
 
     # -- for tests ------------------------------------------------------------------------------------------------
 
-    def running(self, name: str) -> list[FakeProcess]:
-        return [p for p in self.processes if p.command.name == name and p.code is None]
+    def running(self, name: str, node: Node | None = None) -> list[FakeProcess]:
+        running = [p for p in self.processes if p.command.name == name and p.code is None]
+        return [p for p in running if node is None or p.node.folder == node.folder]
 
     def started(self, name: str, host: str | None = None) -> list[FakeProcess]:
         return [p for p in self.processes if p.command.name == name and host in (None, p.node.name)]

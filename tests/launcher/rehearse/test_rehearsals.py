@@ -32,7 +32,7 @@ def test_agent_of_a_lost_node_waits_for_the_next_one(tmp_path: Path, monkeypatch
     settings = ["epochs=2", "loader.workers=0", "snapshots.memory_steps=1", "snapshots.seconds=null"]
     world = World(2, 1)
     run, _ = prepare("recipes/quickstart.py", settings, world, "rehearsed")
-    stage = RehearsalCluster(tmp_path / "work", ROOT, run.name)
+    stage = RehearsalCluster(tmp_path / "work", ROOT, run)
     nodes = stage.nodes(run.name, world.nodes)
     seen: list[Event] = []
     for node in nodes:

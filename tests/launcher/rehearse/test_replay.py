@@ -14,6 +14,7 @@ from cluster import Command, Node
 from fgtrain.snapshot.memory import memory_folder
 from launcher.rehearse.replay import RehearsalCluster, Replay
 from launcher.rehearse.slots import Moves
+from tests.fgtrain.test_runstore import run_file
 from tests.testbed.runs import wait_for
 
 SLEEP = Command("agent", (sys.executable, "-c", "import time; time.sleep(600)"), {})
@@ -25,7 +26,7 @@ STUBBORN = (
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RehearsalCluster]:
     monkeypatch.setenv("FGLAUNCH_MEMORY", str(tmp_path / "memory"))
-    found = RehearsalCluster(tmp_path, tmp_path, "r")
+    found = RehearsalCluster(tmp_path, tmp_path, run_file("r"))
     for node in found.nodes("r", 2):
         found.make_ready(node)
     yield found
@@ -38,7 +39,7 @@ def node(stage: RehearsalCluster, number: int = 0) -> Node:
 
 
 def remember(node: Node) -> Path:
-    folder = memory_folder("r", Path(node.folder))
+    folder = memory_folder("r", Path(node.folder), run_file("r").identity)
     folder.mkdir(parents=True)
     return folder
 

@@ -209,7 +209,7 @@ class ToyRun:
             patch.setenv("FGLAUNCH_MEMORY", str(self._nursery.memory))
             for name, value in self.job.env.items():
                 patch.setenv(name, value)
-            return memory_folders(RUN, self.job.node(node))
+            return memory_folders(RUN, self.job.node(node), RUN)
 
     def committed(self) -> int:
         """Return the step of the newest manifest, all of whose chunks are there; every manifest must be so."""

@@ -51,7 +51,7 @@ def work(job: Job, node: int, place: Place) -> None:
     folder = job.node(node)
     journal = Journal(folder, place)
     runs = RunStore(open_store(job.store), RUN)
-    memory = memory_folders(RUN, folder)
+    memory = memory_folders(RUN, folder, RUN)
 
     def note(text: str) -> None:
         journal.event("note", text=text)
