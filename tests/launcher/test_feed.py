@@ -51,8 +51,8 @@ def test_what_was_said_before_is_passed_over_without_reading_it(cluster: Slow, n
     assert cluster.read_bytes == 0
     cluster.append(node, "events.jsonl", line(text="new"))
     cluster.append(node, "agent.log", "new\n")
-    assert [e["text"] for e in feed.events(node)] == ["new"]
-    assert feed.agent_lines(node) == ["new"]
+    assert [e["text"] for e in feed.events([node])] == ["new"]
+    assert feed.agent_lines([node]) == [["new"]]
 
 
 def test_node_that_does_not_answer_is_passed_over_up_to_when_it_does(cluster: Slow, node: Node) -> None:
@@ -60,19 +60,19 @@ def test_node_that_does_not_answer_is_passed_over_up_to_when_it_does(cluster: Sl
     cluster.quiet.add(node.name)
     feed = Feed(cluster)
     feed.skip(node)
-    assert list(feed.events(node)) == []
+    assert list(feed.events([node])) == []
     cluster.quiet.clear()
-    assert list(feed.events(node)) == []
+    assert list(feed.events([node])) == []
     cluster.append(node, "events.jsonl", line(text="new"))
-    assert [e["text"] for e in feed.events(node)] == ["new"]
+    assert [e["text"] for e in feed.events([node])] == ["new"]
 
 
 def test_end_of_an_agents_log_is_all_that_is_read_of_it(cluster: Slow, node: Node) -> None:
     cluster.append(node, "agent.log", "x" * 9_000 + "y" * 1000)
-    assert Feed(cluster).agent_tail(node) == "x" * 1000 + "y" * 1000
+    assert Feed(cluster).agent_tails([node]) == ["x" * 1000 + "y" * 1000]
     assert cluster.read_bytes == 2000
     cluster.quiet.add(node.name)
-    assert Feed(cluster).agent_tail(node) == ""
+    assert Feed(cluster).agent_tails([node]) == [""]
 
 
 def test_who_attaches_sees_the_last_of_what_was_said(cluster: Slow, node: Node) -> None:
