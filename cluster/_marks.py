@@ -57,13 +57,17 @@ def strike(mark: str, leader: int | None) -> list[int]:
 
 
 def end(struck: Callable[[], Sequence[int]], limit_s: float | None = None) -> list[int]:
-    """Strike until nobody is there any more, or for `limit_s` (END_S); returns who is left."""
-    deadline = time.monotonic() + (END_S if limit_s is None else limit_s)
-    while left := list(struck()):
-        if time.monotonic() >= deadline:
-            return left
+    """Strike until nobody is there any more, or for `limit_s` (END_S) after the first time; returns who is left.
+
+    Whoever is left was there when that time was over: a strike, which looks at all processes, may itself take long.
+    """
+    left = list(struck())
+    deadline, over = time.monotonic() + (END_S if limit_s is None else limit_s), False
+    while left and not over:
         time.sleep(PAUSE_S)
-    return []
+        over = time.monotonic() >= deadline
+        left = list(struck())
+    return left
 
 
 def spell(left: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def test_kill_of_what_does_not_end_gives_up_and_names_it(
     finally:
         monkeypatch.undo()
         process.kill()
+
+
+def test_who_is_gone_at_a_second_look_did_end_however_slow_the_first_was() -> None:
+    there = [[7], []]
+
+    def strike() -> list[int]:
+        time.sleep(0.05)  # longer than all of the time
+        return there.pop(0)
+
+    assert _marks.end(strike, 0.01) == []
 
 
 class Far:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def test_loss_of_the_first_node_takes_no_other_agent_along(runs: Runs, lab: Host
         assert lab.running("node2", "fgtrain.agent") == [agent]
         assert run.wait() == 0, run.output()
         why = {e["attempt"]: e["why"] for e in run.events() if e["event"] == "phases"}
-    assert why[2] == "the store that agents met in is gone"
+    assert re.match("the store that agents met in is gone|node1 silent for", why[2])  # whichever is seen first
     assert_each_sample_once(runs.samples("first"))
     wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 240)
 
