@@ -223,7 +223,7 @@ def test_new_run_begins_with_weights_of_another_by_reference(copy: Runs) -> None
 def test_tensors_that_differ_are_named(copy: Runs) -> None:
     assert "--init-skip: it says what --init-from leaves out" in one_line(copy.call(*RECIPE, "--init-skip", "fc.*"))
     assert "no run called gone" in one_line(copy.call(*RECIPE, "--init-from", "gone"))
-    other = ("--set", "model.name=test_vit2", "--set", "model.freeze=[]")
+    other = ("--set", "model.name=test_efficientnet", "--set", "model.freeze=[]")
     done = copy.call(*RECIPE, *other, "--name", "vit", "--init-from", "base", timeout_s=TRAINING_S)
     assert done.returncode == 2, done.stderr
     assert "--init-from: tensors differ: " in done.stderr
