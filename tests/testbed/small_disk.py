@@ -22,6 +22,14 @@ class SmallDisk:
         """Give it another size."""
         _mount("-o", f"remount,size={bytes_}", str(self.folder))
 
+    def lock(self) -> bool:
+        """Have it refuse all writing from now on; False while a file is open for writing."""
+        try:
+            _mount("-o", "remount,ro", str(self.folder))
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
     def fill(self) -> None:
         """Use up what is left."""
         with (self.folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
