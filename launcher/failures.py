@@ -47,6 +47,15 @@ _HARDWARE = (
 _CAPACITY = r"No space left on device|\[Errno 28\]|the disk is full|Disk quota exceeded"
 
 
+_TOLD: Mapping[str, Kind] = {
+    "user": "user",
+    "fitted": "fitted",
+    "oom": "oom",
+    "peer": "lost",  # NCCL and gloo say so of a broken link and of a dead peer alike
+}
+"""What a worker's own word for its failure comes to; the text tells of others."""
+
+
 class Sign(NamedTuple):
     """One thing that went wrong somewhere. `time` in Unix seconds; attempt 0: before one began; step: where, if known.
 
@@ -89,19 +98,8 @@ def classify_exit(code: int) -> Kind:
 
 def sign_of(failure: Failure) -> Sign:
     """Return what a worker's own report comes to."""
-    kind: Kind
-    if failure.kind == "user":
-        kind = "user"
-    elif failure.kind == "fitted":
-        kind = "fitted"
-    elif failure.kind == "oom":
-        kind = "oom"
-    elif failure.kind == "peer":  # NCCL and gloo say so of a broken link and of a dead peer alike
-        kind = "lost"
-    else:
-        kind = classify_text(failure.message)
     return Sign(
-        kind,
+        _TOLD.get(failure.kind) or classify_text(failure.message),
         failure.message,
         failure.time,
         failure.attempt,
