@@ -303,13 +303,13 @@ def all_ready(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> None:
         Occupied: another run of its name is at work on one; none was made ready.
         ClusterError: one cannot be.
     """
-    all_ = list(dict.fromkeys(nodes))
+    all_, rented = list(dict.fromkeys(nodes)), isinstance(cluster, Rented)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda node: cluster.claim(node, owner), all_))
-        if isinstance(cluster, Rented):  # the first has all rented, and should that fail, no other is to try again
+        if rented:  # the first has all rented, and should that fail, no other is to try again
             cluster.make_ready(all_[0])
-        list(pool.map(cluster.make_ready, all_[1:] if isinstance(cluster, Rented) else all_))
-        if isinstance(cluster, Rented):  # they had no folders before
+        list(pool.map(cluster.make_ready, all_[1:] if rented else all_))
+        if rented:  # they had no folders before
             list(pool.map(lambda node: cluster.claim(node, owner), all_))
 
 
