@@ -93,8 +93,15 @@ def test_store_that_never_answers_stops_no_step(toys: Nursery, tmp_path: Path, l
 def test_worker_killed_goes_on_from_memory_without_a_chunk(toys: Nursery, tmp_path: Path) -> None:
     run = toys.start(job(tmp_path, restarts=1, snapshots=Snapshots(steps=20, memory_steps=2)))
     run.wait_event("snapshot")
-    newest = run.events("snapshot")[-1]["step"]
-    wait_for(lambda: run.in_memory(2) > newest + 4, "memory is ahead of the store")
+
+    def held_well_after_a_snapshot() -> bool:
+        run.hit(run.worker(1), signal.SIGSTOP)  # and with it the other one, a step on at most
+        if 4 < run.in_memory(2) % 20 < 16:
+            return True  # so that the store's next one cannot be under way
+        run.hit(run.worker(1), signal.SIGCONT)
+        return False
+
+    wait_for(held_well_after_a_snapshot, "memory is ahead of the store")
     run.hit(run.pid, signal.SIGSTOP)
     run.hit(run.worker(1))
     wait_for(lambda: not run.below(), "the attempt ends")
