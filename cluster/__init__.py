@@ -17,6 +17,14 @@ class ClusterError(Exception):
     """What was asked of a cluster cannot be had; one line, meant for the user."""
 
 
+class Fewer(ClusterError):
+    """There are not as many nodes as are asked for; `nodes` are those that there are."""
+
+    def __init__(self, message: str, nodes: Sequence[Node]) -> None:
+        super().__init__(message)
+        self.nodes = list(nodes)
+
+
 class Unreachable(ClusterError):
     """A node does not answer now. Whether its programs live is not known; it may come back."""
 
@@ -129,6 +137,7 @@ class Cluster(Protocol):
         """Return `count` nodes for a run, the same ones for the same run where possible; leaves no trace on them.
 
         Raises:
+            Fewer: so many cannot be had, but some; others may be there later.
             ClusterError: so many cannot be had.
         """
 

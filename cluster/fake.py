@@ -26,7 +26,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cluster import ClusterError, Command, Hardware, Node, Occupied, Owner, Report, Unreachable
+from cluster import ClusterError, Command, Fewer, Hardware, Node, Occupied, Owner, Report, Unreachable
 from cluster import _host_claims as claims
 
 Script = Generator[float, None, int]
@@ -261,9 +261,10 @@ class FakeCluster:
         """See `Cluster`: those that are there, in order."""
         self.clock.now()
         there = [name for name in self.names if self._states[name].answers]
-        if len(there) < count:
-            raise ClusterError(f"{count} nodes are asked for, and there are {len(there)}")
-        return [Node(n, n, f"/fake/{run}/{n}", "python", "/fake/project") for n in there[:count]]
+        found = [Node(n, n, f"/fake/{run}/{n}", "python", "/fake/project") for n in there[:count]]
+        if len(found) < count:
+            raise Fewer(f"{count} nodes are asked for, and there are {len(found)}", found)
+        return found
 
     def claim(self, node: Node, owner: Owner) -> None:
         """See `Cluster`."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cluster import ClusterError, Command, Hardware, Node, Owner, Report, Unreachable, _ssh_code, equal_share
+from cluster import ClusterError, Command, Fewer, Hardware, Node, Owner, Report, Unreachable, _ssh_code, equal_share
 from cluster._abreast import ByThreads
 from cluster._claims import settle
 from cluster._host import READ_LIMIT
@@ -122,7 +122,7 @@ class SshCluster(ByThreads):
                     found += [self._node(run, host, slot) for slot in range(slots)]
         if len(found) < count:
             have = f"{count} nodes are asked for, and there are {len(found)}"
-            raise ClusterError("; ".join([have, *silent]) if silent else f"{have}: see hosts in clusters.toml")
+            raise Fewer("; ".join([have, *silent]) if silent else f"{have}: see hosts in clusters.toml", found)
         return found[:count]
 
     def _reach(self, host: str) -> str:

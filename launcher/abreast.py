@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from cluster import Cluster, ClusterError
@@ -25,3 +27,23 @@ def each(cluster: Cluster, do: Callable[[T], R], items: Sequence[T]) -> list[R |
             return error
 
     return cluster.abreast(tried, items) if isinstance(cluster, Abreast) else [tried(item) for item in items]
+
+
+def aside(cluster: Cluster, do: Callable[[], R]) -> Future[R]:
+    """Do something about nodes that may take minutes beside all else, if the cluster can; else it is done now.
+
+    Nobody waits for it at the end of this process.
+    """
+    done: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(do())
+        except BaseException as error:  # whoever asks for the result gets it
+            done.set_exception(error)
+
+    if isinstance(cluster, Abreast):
+        threading.Thread(target=run, name="aside", daemon=True).start()
+    else:
+        run()
+    return done

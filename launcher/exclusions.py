@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Node
+from cluster import Cluster, ClusterError, Fewer, Node
 from fgtrain.errors import Corrupt, KeyMissing, UserError
 from fgtrain.runstore import RunStore
 from launcher.clusters import entries, read_config, work_root
@@ -117,8 +117,8 @@ def excluded_names(runs: RunStore, cluster_name: str) -> set[str]:
     return {e.node for e in [*of_user(cluster_name), *of_run(runs)] if e.cluster == cluster_name}
 
 
-def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> list[Node]:
-    """Return `count` nodes for a run, none of them excluded.
+def pick(cluster: Cluster, run: str, count: int, excluded: Container[str], *, least: int | None = None) -> list[Node]:
+    """Return `count` nodes for a run, none of them excluded; fewer if there are no more, but not less than `least`.
 
     Raises:
         TooFew: without those that are excluded there are not so many.
@@ -129,6 +129,9 @@ def pick(cluster: Cluster, run: str, count: int, excluded: Container[str]) -> li
         try:
             usable = [n for n in cluster.nodes(run, asked) if n.name not in excluded]
         except ClusterError as error:
+            there = [n for n in error.nodes if n.name not in excluded] if isinstance(error, Fewer) else []
+            if least is not None and len(there) >= least:
+                return there[:count]
             if asked == count:
                 raise
             raise TooFew(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster import Cluster, ClusterError, Furnished, Node, Offer, Rented, TwoKinds, Unreachable
+from cluster import Cluster, ClusterError, Fewer, Furnished, Node, Offer, Rented, TwoKinds, Unreachable
 from fgtrain.errors import UserError
 from fgtrain.plan import World, check_world
 from fgtrain.runstore import RunFile, RunStore
@@ -50,7 +50,8 @@ def check_start(run: RunFile, cluster: Cluster, world: World, port: int | None, 
         _check_port(run.name, cluster, port)
     if cluster.name != "local":
         _check_extras(run, cluster, world)
-        return _check_nodes(cluster.nodes(run.name, seat_count(world)), cluster, world)
+        nodes, notes = _nodes_there(run.name, cluster, world)
+        return notes + _check_nodes(nodes, cluster, world)
     check_training_installed(run.recipe, world.engine)
     return world_notes(world)
 
@@ -66,6 +67,21 @@ def _check_extras(run: RunFile, cluster: Cluster, world: World) -> None:
                 f"{who} needs {extra}, which the environments that are made on this cluster's nodes lack:"
                 f' put extras = ["{extra}"] into its entry in clusters.toml'
             )
+
+
+def _nodes_there(run: str, cluster: Cluster, world: World) -> tuple[list[Node], list[str]]:
+    """Return the nodes that a run could begin on, and what the user should know of those that are missing.
+
+    Raises:
+        ClusterError: there are not enough.
+    """
+    try:
+        return cluster.nodes(run, seat_count(world)), []
+    except Fewer as error:
+        if len(error.nodes) < world.nodes:
+            raise
+        note = f"{error}: the run begins on {len(error.nodes)}, and takes others in when they are there"
+        return error.nodes, [note]
 
 
 def _check_nodes(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
@@ -157,7 +173,8 @@ def usable_nodes(runs: RunStore, cluster_name: str, cluster: Cluster, world: Wor
     Raises:
         ClusterError: there are not enough.
     """
-    return exclusions.pick(cluster, runs.run, seat_count(world), exclusions.excluded_names(runs, cluster_name))
+    excluded = exclusions.excluded_names(runs, cluster_name)
+    return exclusions.pick(cluster, runs.run, seat_count(world), excluded, least=world.nodes)
 
 
 def supervise_here(run: RunFile, runs: RunStore, cluster: str, world: World, port: int | None) -> int:

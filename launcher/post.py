@@ -6,7 +6,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from cluster import Node
 from fgtrain.errors import StoreError
@@ -17,6 +18,15 @@ from launcher.heartbeat import Heartbeat
 from launcher.outcome import EXIT_FENCED, Outcome
 from launcher.status import HEARTBEAT_S, Status, process_token
 from launcher.takeover import Office, Term, last_term
+
+
+@contextmanager
+def patience(note: Callable[[str], None]) -> Iterator[None]:
+    """Go on when the store does not answer; it is told."""
+    try:
+        yield
+    except StoreError as error:
+        note(f"the store does not answer: {error}")
 
 
 class Post:

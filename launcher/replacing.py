@@ -35,13 +35,16 @@ class Site(NamedTuple):
 
 
 def choose(site: Site) -> list[Node]:
-    """Return nodes for a run, none of them excluded, each with its working folder.
+    """Return nodes for a run, none of them excluded, each with its working folder: as many as there are.
 
     Raises:
-        ClusterError: so many cannot be had.
+        ClusterError: there are fewer than the run needs.
     """
     excluded = exclusions.excluded_names(site.runs, site.name)
-    nodes = exclusions.pick(site.cluster, site.runs.run, seat_count(site.world), excluded)
+    wished, least = seat_count(site.world), site.world.nodes
+    nodes = exclusions.pick(site.cluster, site.runs.run, wished, excluded, least=least)
+    if len(nodes) < wished:
+        site.note(f"begins on {len(nodes)} of {wished} nodes: others are taken in when they are there")
     all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])], site.owner)
     return nodes
 
@@ -62,11 +65,13 @@ def spare(site: Site, taken: Sequence[Node]) -> Node | None:
     return node
 
 
-def settle(site: Site, seats: Sequence[Seat], endpoint: str) -> None:
+def settle(site: Site, seats: list[Seat], endpoint: str) -> None:
     """Check the nodes of all seats; one that fails is excluded and another takes its seat, and is checked.
 
+    Where there is no other, the seat is taken away, if the run can do without.
+
     Raises:
-        ClusterError: a node is broken and there is no other.
+        ClusterError: a node is broken, and it is needed.
     """
     unchecked = list(seats)
     while unchecked and not site.interrupted():
@@ -75,10 +80,18 @@ def settle(site: Site, seats: Sequence[Seat], endpoint: str) -> None:
         for seat in unchecked:
             reason = "; ".join(bad[seat.node.name])
             exclude(site, seat.node, reason)
-            other = spare(site, [s.node for s in seats])
-            if other is None:
+            if other := spare(site, [s.node for s in seats]):
+                seat.node = other
+            elif dispensable(site, seats):
+                seats.remove(seat)
+            else:
                 raise ClusterError(f"{seat.node.name} failed its check: {reason}; there is no other node")
-            seat.node = other
+        unchecked = [s for s in unchecked if s in seats]
+
+
+def dispensable(site: Site, seats: Sequence[Seat]) -> bool:
+    """Tell whether a run can do with a node less. The nodes of `local` are one machine."""
+    return site.cluster.name != "local" and len(seats) > site.world.nodes
 
 
 def problems(site: Site, nodes: Sequence[Node], endpoint: str) -> Mapping[str, list[str]]:
@@ -109,15 +122,23 @@ class Places:
         self._site, self._fleet, self._feed, self._tries = site, fleet, feed, tries
 
     def exclude(self, cause: Sign, *, for_good: bool) -> None:
-        """Take a broken node out, if there is another; if not, it is tried on until the run is given up `for_good`."""
+        """Take a broken node out, if there is another, or the run can do with a node less.
+
+        If not, it is tried on until the run is given up `for_good`.
+        """
         seat = self._fleet.seat(cause.node)
-        other = spare(self._site, self._fleet.nodes) if seat else None
-        if seat is None or not (other or for_good):
+        if seat is None:
+            return
+        other, spared = spare(self._site, self._fleet.nodes), dispensable(self._site, self._fleet.seats)
+        if not (other or spared or for_good):
             return
         exclude(self._site, seat.node, cause.message)
-        if other:
+        if other or spared:
             self._fleet.end_agents([seat])
+        if other:
             self._move(seat, other)
+        elif spared:
+            self._fleet.seats.remove(seat)
 
     def replace_failing(self, seat: Seat) -> None:
         """Put another node in the place of one on which starting keeps failing, if there is one."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 from cluster import CalledOff, Cluster, ClusterError, Rented, Unreachable
@@ -22,13 +22,14 @@ from launcher.fleet import Fleet, Seat, clear
 from launcher.guard import Guard
 from launcher.incidents import Decision, Incidents
 from launcher.interrupts import Interrupts
+from launcher.joining import Joining
 from launcher.limits import Meter
 from launcher.listening import Listener
 from launcher.money import Terms, prices_of
 from launcher.news import News
 from launcher.outcome import EXIT_INTERRUPTED, EXIT_LIMIT, Outcome, is_done, of_work
 from launcher.ownership import owner_of
-from launcher.post import Post
+from launcher.post import Post, patience
 from launcher.renting import Renter, Waits
 from launcher.status import read_status
 from launcher.supervision import Supervision, recorded
@@ -74,6 +75,7 @@ class Supervisor:
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, self._note)
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
+        self._joining = Joining(self._site, self._fleet, self._feed)
         self._news = News(runs)
         self._incidents = Incidents(self._settings, run.name, world.engine)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
@@ -101,7 +103,7 @@ class Supervisor:
                 if self._post:
                     self._post.rest()
         if not self._fenced and self._post:
-            with self._patience():  # the outcome is what the user wants to hear of
+            with patience(self._note):  # the outcome is what the user wants to hear of
                 self._post.write(outcome, self._listener.step, self._fleet.nodes)
         return outcome
 
@@ -202,6 +204,7 @@ class Supervisor:
         if hang := self._guard.look():
             self._incidents.add(now, hang)
         self._give_up_silent(now)
+        self._joining.look(now)
         try:
             return self._look_at_store(now)
         except StoreError as error:
@@ -378,17 +381,9 @@ class Supervisor:
     def _note(self, text: str) -> None:
         self._show({"event": "note", "text": text})
 
-    @contextmanager
-    def _patience(self) -> Iterator[None]:
-        """Go on when the store does not answer; it is told."""
-        try:
-            yield
-        except StoreError as error:
-            self._note(f"the store does not answer: {error}")
-
     def _record(self) -> None:
         """Note what runs, for a supervisor that goes on after this one."""
-        with self._patience():
+        with patience(self._note):
             if self._post:
                 self._post.record(self._fleet)
 

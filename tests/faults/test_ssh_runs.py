@@ -103,6 +103,25 @@ def test_first_node_that_nobody_reaches_is_done_without_and_let_in_again(runs: R
     wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 240)
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_run_begins_on_the_host_there_is_and_takes_the_other_in(runs: Runs, lab: Hosts) -> None:
+    lab.servers["node2"].stop()
+    with runs.start("grows", *RECIPE, "--nodes", "1:2", "--set", "epochs=400", "--name", "grows") as run:
+        run.wait_snapshot(4)
+        assert "the run begins on 1, and takes others in when they are there" in run.output()
+        assert lab.programs("node2") == []
+        lab.serve("node2")
+        wait_for(lambda: [e["world"] for e in run.events() if e["event"] == "attempt"] == [1, 2], "it takes part")
+        run.wait_step(1, attempt=2)
+        assert "node2 is there now, and takes part" in run.output()
+        steps = [e["step"] for e in run.events() if e["event"] == "step"]
+        assert steps == sorted(set(steps)), "nothing is repeated"
+        assert runs.call("stop", "grows").returncode == 0
+        run.wait()
+    wait_for(lambda: not any(lab.programs(name) for name in lab.names), "nothing is left on the hosts", 240)
+
+
 def assert_each_sample_once(lines: str) -> None:
     rows = [json.loads(line) for line in lines.splitlines()]
     turns = [(row["step"], row["micro"]) for row in rows]

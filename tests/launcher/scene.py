@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import msgspec
+import pytest
 
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
@@ -32,12 +33,13 @@ class Scene:
         lasting: bool = True,
         steps: int = STEPS,
         cluster: Callable[[FakeClock], FakeCluster] | None = None,
+        world: World = World(2, 1),  # noqa: B008  (it is frozen)
     ) -> None:
         self.clock = FakeClock()
         self.cluster = cluster(self.clock) if cluster else FakeCluster(self.clock, hosts, lasting=lasting)
         self.runs = RunStore(open_store(f"memory://supervisor-{next(NUMBERS)}"), "run")
         base = run_file()
-        self.world = World(2, 1)
+        self.world = world
         plan = msgspec.structs.replace(base.plan, steps=steps)
         identity = f"{next(NUMBERS):016x}"
         self.run = msgspec.structs.replace(base, plan=plan, created=self.clock.time(), id=identity)
@@ -96,3 +98,20 @@ def cut(scene: Scene, host: str) -> Callable[[FakeTraining], None]:
         training.out |= {p.pid for p in scene.cluster.running("agent") if p.node.name == host}
 
     return once(fault)
+
+
+class Killed(BaseException):
+    """kill -9 of the supervisor, as far as a process can do it to itself: nothing is tidied up."""
+
+
+def killed_at(scene: Scene, seconds: float) -> None:
+    """Supervise until kill -9, `seconds` from now."""
+
+    def die() -> None:
+        scene.cluster.cut_off = True
+        raise Killed
+
+    scene.at(seconds, die)
+    with pytest.raises(Killed):
+        scene.supervise()
+    scene.cluster.cut_off = False

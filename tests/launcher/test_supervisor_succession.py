@@ -12,29 +12,12 @@ from fgtrain.runstore import Failure
 from launcher.outcome import EXIT_FENCED, Outcome
 from launcher.status import live_state, read_status
 from launcher.takeover import last_term, take_office
-from tests.launcher.scene import Scene
+from tests.launcher.scene import Scene, killed_at
 
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FGLAUNCH_WORK", str(tmp_path / "work"))
-
-
-class Killed(BaseException):
-    """kill -9 of the supervisor, as far as a process can do it to itself: nothing is tidied up."""
-
-
-def killed_at(scene: Scene, seconds: float) -> None:
-    """Supervise until kill -9, `seconds` from now."""
-
-    def die() -> None:
-        scene.cluster.cut_off = True
-        raise Killed
-
-    scene.at(seconds, die)
-    with pytest.raises(Killed):
-        scene.supervise()
-    scene.cluster.cut_off = False
 
 
 def test_agents_that_outlive_their_supervisor_are_taken_over() -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from cluster import ClusterError, Command, Hardware, Held, Node, Occupied, Offer, Owner, Unreachable
+from cluster import ClusterError, Command, Fewer, Hardware, Held, Node, Occupied, Offer, Owner, Unreachable
 from cluster import _host_claims as claims
 from fgtrain.plan import World
 from fgtrain.pulse import FILE, Beat, Phase, Stage, encode
@@ -86,6 +86,7 @@ class FakeCluster:
         self.quiet: set[str] = set()  # their programs go on, but they do not answer
         self.gentle = False  # agents that are told to end take a last snapshot first
         self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
+        self.refuses: dict[str, str] = {}  # by host, the program that cannot be started there
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -93,9 +94,10 @@ class FakeCluster:
         self._quiet_since: dict[str, float] = {}
 
     def nodes(self, run: str, count: int) -> list[Node]:
+        found = [Node(h, h, f"/{run}/{h}", "python", "/") for h in self.hosts[:count]]
         if count > len(self.hosts):
-            raise ClusterError(f"{count} nodes are more than there are")
-        return [Node(h, h, f"/{run}/{h}", "python", "/") for h in self.hosts[:count]]
+            raise Fewer(f"{count} nodes are more than there are", found)
+        return found
 
     def claim(self, node: Node, owner: Owner) -> None:
         self._reach(node)
@@ -131,6 +133,8 @@ class FakeCluster:
 
     def start(self, node: Node, command: Command) -> FakeProcess:
         self._reach(node)
+        if self.refuses.get(node.name) == command.name:
+            raise ClusterError(f"{node.name}: {command.name} cannot be started")
         process = FakeProcess(self, node, command)
         process.started = self.clock.now()
         if command.name == "agent":
