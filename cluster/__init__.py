@@ -257,6 +257,18 @@ class Held(NamedTuple):
 
 
 @runtime_checkable
+class Versioned(Protocol):
+    """What a cluster may offer beside `Cluster`: which code a node runs, where each has a copy."""
+
+    def version(self, node: Node) -> str:
+        """Return what tells the code of a node that is ready from other code; empty: there is one for all.
+
+        Raises:
+            ClusterError: it does not answer.
+        """
+
+
+@runtime_checkable
 class Rented(Protocol):
     """What a cluster may offer beside `Cluster`: machines rented for a run, once its first node is made ready."""
 

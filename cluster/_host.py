@@ -93,6 +93,7 @@ ACTIONS = {
     "assemble": files.assemble,
     "link": files.link,
     "keep": files.keep,
+    "linked": files.linked,
     "make_environment": files.make_environment,
     "prune": pruning.prune,
 }

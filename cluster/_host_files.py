@@ -126,6 +126,12 @@ def keep(folder: str, name: str) -> bool:
     return True
 
 
+def linked(folder: str, names: Sequence[str]) -> list[str]:
+    """Return what the links of these names in a run's folder lead to; of one that is not there, nothing."""
+    places = (Path(folder) / name for name in names)
+    return [os.readlink(str(place)) for place in places if place.is_symlink()]  # noqa: PTH115  (it is new in 3.9)
+
+
 # -- environments -------------------------------------------------------------------------------------------------
 
 

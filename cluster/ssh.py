@@ -183,12 +183,18 @@ class SshCluster(ByThreads):
         """See `Cluster`."""
         hosts = [self._host(n) for n in nodes]
         self.abreast(self._reach, list({h: None for h in hosts if h not in self._found}))
-        shares = []
-        for i, host in enumerate(hosts):
-            found = self._hello(host)
-            machine = Hardware(found["cores"], tuple(found["gpus"]))
-            shares.append(equal_share(machine, hosts[:i].count(host), hosts.count(host)))
-        return shares
+        return [self._share(node) for node in nodes]
+
+    def _share(self, node: Node) -> Hardware:
+        """Return a slot's part of its host: the same one, whoever else takes part."""
+        host, slots = self._host(node), self._settings.slots
+        found = self._hello(host)
+        slot = next(i for i in range(slots) if node_name(host, i, slots) == PurePosixPath(node.folder).name)
+        return equal_share(Hardware(found["cores"], tuple(found["gpus"])), slot, slots)
+
+    def version(self, node: Node) -> str:
+        """See `Versioned`."""
+        return " ".join(self._to(node).ask("linked", folder=node.folder, names=["modules", "project", "env"]).value)
 
     def silence_s(self, node: Node) -> float:
         """See `Cluster`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +19,6 @@ from launcher.takeover import Term
 
 _FORGET_TIMEOUT_S = 10.0
 _POLL_S = 0.02
-_AT_ONCE = 16  # nodes that are made ready
 
 
 @dataclass
@@ -59,6 +57,7 @@ class Fleet:
         self.seats: list[Seat] = []
         self.stores = Stores(cluster, run.name, self._start, self._code, self._abandon)
         self._abandoned: list[tuple[Node, Process]] = []
+        self._former: list[Node] = []
         self._helpers: list[Process] = []
 
     @property
@@ -73,6 +72,19 @@ class Fleet:
     def seat(self, name: str) -> Seat | None:
         """Return a node's place, None if it has none (any more)."""
         return next((s for s in self.seats if s.node.name == name), None)
+
+    def unseat(self, seat: Seat) -> None:
+        """Do without a node, and with what runs on it."""
+        if self._cluster.silence_s(seat.node):
+            self.abandon(seat)
+        else:
+            self.end_agents([seat])
+        self.seats.remove(seat)
+        self._former.append(seat.node)
+
+    def name_at(self, folder: str) -> str:
+        """Return the name of the node whose folder this is, or was; nothing if there was none."""
+        return next((n.name for n in (*self.nodes, *reversed(self._former)) if n.folder == folder), "")
 
     # -- beginning ------------------------------------------------------------------------------------------------
 
@@ -150,12 +162,13 @@ class Fleet:
         """Take over what an earlier supervisor has started; False, and nothing changes, if too little of it lives."""
         if not self._cluster.lasting or not term.endpoint or term.world != self._world:
             return False
-        now, own = self._clock.now(), still_own(self._cluster, term.nodes, self._owner)
+        now, places = self._clock.now(), still_own(self._cluster, term.places, self._owner)
+        own = [node for node in places if node in term.nodes]
         if len(own) < len(term.nodes):
             return False
         agents = find_each(self._cluster, own, "agent")
         seats = [Seat(n, a, due=now, endpoint=term.endpoint) for n, a in zip(own, agents, strict=True)]
-        if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, own):
+        if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, places):
             return False
         self.seats = seats
         return True
@@ -294,23 +307,6 @@ class Fleet:
 def still_runs(cluster: Cluster, term: Term, owner: Owner) -> bool:
     """Tell whether agents that a supervisor has started go on without it."""
     return cluster.lasting and any(find_each(cluster, still_own(cluster, term.nodes, owner), "agent"))
-
-
-def all_ready(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> None:
-    """Make nodes a run's own, and ready, several at once: an environment takes a machine minutes to make.
-
-    Raises:
-        Occupied: another run of its name is at work on one; none was made ready.
-        ClusterError: one cannot be.
-    """
-    all_, rented = list(dict.fromkeys(nodes)), isinstance(cluster, Rented)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda node: cluster.claim(node, owner), all_))
-        if rented:  # the first has all rented, and should that fail, no other is to try again
-            cluster.make_ready(all_[0])
-        list(pool.map(cluster.make_ready, all_[1:] if rented else all_))
-        if rented:  # they had no folders before
-            list(pool.map(lambda node: cluster.claim(node, owner), all_))
 
 
 def clear(cluster: Cluster, owner: Owner, nodes: Sequence[Node]) -> None:

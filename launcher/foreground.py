@@ -19,9 +19,11 @@ from fgtrain.stores import Store
 from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
-from launcher.fleet import all_ready, seat_count
+from launcher.fleet import seat_count
+from launcher.furnishing import all_ready
 from launcher.outcome import Outcome
 from launcher.ownership import owner_of
+from launcher.precheck import check_hardware
 from launcher.prepare import check_training_installed, world_notes
 from launcher.status import live_state, read_status
 from launcher.stores import meeting_places
@@ -80,7 +82,7 @@ def _nodes_there(run: str, cluster: Cluster, world: World) -> tuple[list[Node], 
     except Fewer as error:
         if len(error.nodes) < world.nodes:
             raise
-        note = f"{error}: the run begins on {len(error.nodes)}, and takes others in when they are there"
+        note = f"{error}: the run begins with fewer, and takes others in when they are there"
         return error.nodes, [note]
 
 
@@ -91,19 +93,6 @@ def _check_nodes(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[
         if isinstance(cluster, Rented):  # they were rented once, and may be lost: then others will be
             return []
         raise
-
-
-def check_hardware(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
-    """Check that every node has the GPUs that are asked for, or none has any; returns what the user should know.
-
-    Raises:
-        UserError
-    """
-    counts = [len(share.gpus) for share in cluster.hardware(nodes)]
-    for node, count in zip(nodes, counts, strict=True):
-        if count < world.gpus and any(counts):
-            raise UserError(f"--gpus {world.gpus}: {node.name} has {count} GPUs")
-    return [] if any(counts) else [f"no GPU on the nodes: --gpus {world.gpus} means CPU processes"]
 
 
 def check_store(store: Store, name: str, cluster: Cluster) -> None:
@@ -145,7 +134,8 @@ def make_ready(
         if cluster.held(runs.run) is None:
             offers(cluster, len(nodes), deadline=deadline)
         return
-    all_ready(cluster, [*nodes, *meeting_places(cluster, runs.run, [])], owner)
+    all_ready(cluster, meeting_places(cluster, runs.run, []), owner)
+    all_ready(cluster, nodes, owner, least=world.nodes)  # its supervisor tells of the others
 
 
 def offers(cluster: Rented, count: int, *, deadline: bool) -> list[Offer]:

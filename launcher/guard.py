@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster import Cluster, Node
 from fgtrain.plan import World
+from fgtrain.pulse import Beat
 from launcher.clock import Clock
 from launcher.failures import Sign
 from launcher.feed import Feed
@@ -32,14 +33,16 @@ class Guard:
         self._watchdog = Watchdog(settings.watchdog, settings.straggler)
         self._silence = Silence(cluster, note, settings.silent_s)
         self._waited = False
+        self.beats: dict[str, Sequence[Beat]] = {}
+        """What each node's pulse said when last looked at, by its name; none where it could not be read."""
 
     def look(self) -> Sign | None:
         """Look for ranks that hang or are slow; those that hang are killed, and their agents start them again."""
         now = self._clock.now()
         nodes = self._fleet.nodes
         self._silence.tell(nodes)
-        beats = dict(zip((n.name for n in nodes), self._feed.beats(nodes), strict=True))
-        for note in self._watchdog.observe(now, beats):
+        self.beats = dict(zip((n.name for n in nodes), self._feed.beats(nodes), strict=True))
+        for note in self._watchdog.observe(now, self.beats):
             self._note(note)
         if self._silence.keep_waiting([s.node for s in self._fleet.seats if s.agent], self._world.nodes):
             self._waited = True

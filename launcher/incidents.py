@@ -33,12 +33,16 @@ class Verdict(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What an incident comes to: its cause, all its signs, how to try again, or why not."""
+    """What an incident comes to: its cause, all its signs, how to try again, or why not.
+
+    `apart`: the node that it has to do with is not counted on, and the run has done nothing wrong.
+    """
 
     cause: Sign
     signs: tuple[Sign, ...]
     retry: Try
     verdict: Verdict | None
+    apart: bool = False
 
     @property
     def note(self) -> str:
@@ -59,6 +63,8 @@ class Incidents:
         self._spoken: set[str] = set()  # nodes whose agent has told of an exit since the newest attempt began
         self._gone: dict[str, float] = {}  # nodes that agents have told to be gone, with when they first did
         self._open: list[Sign] = []
+        self.apart: set[str] = set()
+        """Nodes that are not counted on (yet, or any more): what they cause is no try of the run."""
         self._opened_at = 0.0
         self._opened_in = 0
 
@@ -71,6 +77,10 @@ class Incidents:
     def open_nodes(self) -> set[str]:
         """The nodes that the incident that is not decided yet has to do with."""
         return {s.node for s in self._open}
+
+    def undecided(self, node: str) -> bool:
+        """Tell whether it is to be decided first whether a node's agent is started again."""
+        return node in self.open_nodes or node in self.apart
 
     def attempt(self, attempt: int, step: int) -> None:
         """An attempt began at a step."""
@@ -125,6 +135,8 @@ class Incidents:
         self._judged = max(self._judged, self._opened_in)
         self._opened_at, self._opened_in = now, max(self._newest, *(s.attempt for s in self._open), 0)
         first = cause(signs)
+        if first.node in self.apart:
+            return Decision(first, signs, Try(allowed=True, delay_s=0.0, number=0, of=0), None, apart=True)
         repeated = self._poison.repeated(signs, self._begins)
         retry = self._ledger.spend(first.kind)
         return Decision(first, signs, retry, self._verdict(first, repeated, retry))

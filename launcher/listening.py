@@ -57,8 +57,8 @@ class Listener:
 
     def hear(self, failure: Failure) -> None:
         """A worker has said why it gave up."""
-        node = next((n.name for n in self._fleet.nodes if n.folder == failure.folder), "")
-        self._incidents.add(self._clock.now(), sign_of(failure)._replace(node=node))
+        sign = sign_of(failure)._replace(node=self._fleet.name_at(failure.folder))
+        self._incidents.add(self._clock.now(), sign)
 
     def read_logs(self, now: float) -> None:
         """Take in the lines that the agents have added to their logs."""

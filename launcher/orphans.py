@@ -47,7 +47,7 @@ def _end_lost(cluster: Cluster, owner: Owner, term: Term) -> str:
         return ""
     if isinstance(cluster, Rented) and cluster.held(owner.run) is None:
         return "where it may have machines that were not rented from here"
-    silent = end(cluster, owner, term.nodes)
+    silent = end(cluster, owner, term.places)
     return f"whose {', '.join(silent)} cannot be reached from here" if silent else ""
 
 

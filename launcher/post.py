@@ -107,7 +107,10 @@ class Post:
         Raises:
             StoreError: the store does not answer.
         """
-        self._office.record(endpoint=fleet.stores.endpoint, nodes=tuple(fleet.nodes), agents=fleet.agent_pids())
+        meeting = fleet.stores
+        self._office.record(
+            endpoint=meeting.endpoint, place=meeting.place, nodes=tuple(fleet.nodes), agents=fleet.agent_pids()
+        )
 
     def inherit(self, earlier: Term) -> None:
         """Keep in mind that what an earlier supervisor has started is in this one's hands now; told with the rest."""

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cluster import Cluster, ClusterError, Command, Node, Process
+from fgtrain.errors import UserError
+from fgtrain.plan import World
 from launcher import engine
 from launcher.abreast import each
 from launcher.clock import Clock
@@ -26,6 +28,19 @@ class Seen(NamedTuple):
     begun: float
     read: float
     trouble: str = ""
+
+
+def check_hardware(nodes: Sequence[Node], cluster: Cluster, world: World) -> list[str]:
+    """Check that every node has the GPUs that are asked for, or none has any; returns what the user should know.
+
+    Raises:
+        UserError
+    """
+    counts = [len(share.gpus) for share in cluster.hardware(nodes)]
+    for node, count in zip(nodes, counts, strict=True):
+        if count < world.gpus and any(counts):
+            raise UserError(f"--gpus {world.gpus}: {node.name} has {count} GPUs")
+    return [] if any(counts) else [f"no GPU on the nodes: --gpus {world.gpus} means CPU processes"]
 
 
 def is_full(check: Check, cluster: Cluster) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cluster import Cluster, ClusterError, Node, Owner
+from cluster import Cluster, ClusterError, Node, Owner, Rented
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
 from launcher.clock import Clock
 from launcher.failures import Sign
 from launcher.feed import Feed
-from launcher.fleet import Fleet, Seat, all_ready, devices_of, seat_count
+from launcher.fleet import Fleet, Seat, devices_of, seat_count
+from launcher.furnishing import all_ready
 from launcher.stores import meeting_places
 from launcher.supervision import Check
 
@@ -44,25 +45,38 @@ def choose(site: Site) -> list[Node]:
     wished, least = seat_count(site.world), site.world.nodes
     nodes = exclusions.pick(site.cluster, site.runs.run, wished, excluded, least=least)
     if len(nodes) < wished:
-        site.note(f"begins on {len(nodes)} of {wished} nodes: others are taken in when they are there")
-    all_ready(site.cluster, [*nodes, *meeting_places(site.cluster, site.runs.run, [])], site.owner)
-    return nodes
+        without = f", but for {', '.join(sorted(excluded))}: see `fglaunch nodes`" if excluded else ""
+        site.note(f"begins on {len(nodes)} of {wished} nodes: others are taken in when they are there{without}")
+    all_ready(site.cluster, meeting_places(site.cluster, site.runs.run, []), site.owner)
+    return all_ready(site.cluster, nodes, site.owner, least=least, note=site.note)
 
 
-def spare(site: Site, taken: Sequence[Node]) -> Node | None:
+def spare(site: Site, taken: Sequence[Node], refused: dict[str, str] | None = None) -> Node | None:
     """Return a node, made ready, that is neither excluded nor taken; None if there is none.
 
     On `local` another node would be the same machine.
+
+    Args:
+        site: where.
+        taken: nodes that are used already.
+        refused: why nodes cannot be had, by name. They are not tried; others that cannot be had are added.
     """
     if site.cluster.name == "local":
         return None
-    excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken}
-    try:
-        [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded)
-        all_ready(site.cluster, [node], site.owner)
-    except ClusterError:
-        return None
-    return node
+    refused = {} if refused is None else refused
+    while not site.interrupted():
+        excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken} | refused.keys()
+        try:
+            [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded)
+        except ClusterError:
+            return None
+        try:
+            all_ready(site.cluster, [node], site.owner)
+        except ClusterError as error:
+            refused[node.name] = str(error)
+            continue
+        return node
+    return None
 
 
 def settle(site: Site, seats: list[Seat], endpoint: str) -> None:
@@ -90,20 +104,28 @@ def settle(site: Site, seats: list[Seat], endpoint: str) -> None:
 
 
 def dispensable(site: Site, seats: Sequence[Seat]) -> bool:
-    """Tell whether a run can do with a node less. The nodes of `local` are one machine."""
-    return site.cluster.name != "local" and len(seats) > site.world.nodes
+    """Tell whether a run can do with a node less.
+
+    The nodes of `local` are one machine, and those that are rented are paid for together.
+    """
+    lone = site.cluster.name != "local" and not isinstance(site.cluster, Rented)
+    return lone and len(seats) > site.world.nodes
 
 
 def problems(site: Site, nodes: Sequence[Node], endpoint: str) -> Mapping[str, list[str]]:
     """Return what is wrong with nodes, by name; nothing for those that are well."""
+    seen = examined(site, nodes, endpoint)
+    return precheck.judge(seen, site.check, site.world.gpus, [n.name for n in nodes]) if seen else {}
+
+
+def examined(site: Site, nodes: Sequence[Node], endpoint: str) -> Mapping[str, precheck.Seen]:
+    """Return what a check of nodes has seen, by name; nothing if none is wanted, or it was interrupted."""
     if site.check.level == "off":
         return {}
     devices = devices_of(site.world, site.cluster.hardware(nodes)[0]) if site.cluster.name == "local" else None
     env = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     seen = precheck.examine(site.cluster, nodes, endpoint, site.check, site.clock, site.interrupted, env)
-    if site.interrupted():
-        return {}
-    return precheck.judge(seen, site.check, site.world.gpus, [n.name for n in nodes])
+    return {} if site.interrupted() else seen
 
 
 def exclude(site: Site, node: Node, reason: str) -> None:
@@ -133,12 +155,11 @@ class Places:
         if not (other or spared or for_good):
             return
         exclude(self._site, seat.node, cause.message)
-        if other or spared:
-            self._fleet.end_agents([seat])
         if other:
+            self._fleet.end_agents([seat])
             self._move(seat, other)
         elif spared:
-            self._fleet.seats.remove(seat)
+            self._fleet.unseat(seat)
 
     def replace_failing(self, seat: Seat) -> None:
         """Put another node in the place of one on which starting keeps failing, if there is one."""

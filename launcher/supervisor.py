@@ -75,10 +75,10 @@ class Supervisor:
         self._fleet = Fleet(run, runs.store.url, cluster, world, self._clock, self._note)
         self._feed = Feed(cluster)
         self._places = replacing.Places(self._site, self._fleet, self._feed, self._settings.node_tries)
-        self._joining = Joining(self._site, self._fleet, self._feed)
         self._news = News(runs)
         self._incidents = Incidents(self._settings, run.name, world.engine)
         self._guard = Guard(self._settings, cluster, self._fleet, self._feed, world, self._clock, self._note)
+        self._joining = Joining(self._site, self._fleet, self._feed, self._incidents, self._guard)
         self._listener = Listener(self._fleet, self._feed, self._incidents, self._guard, self._clock, show)
         prices = None if isinstance(cluster, Rented) else prices_of(terms, cluster)  # else by what is taken
         self._meter = Meter(runs, prices, run.plan.steps, self._note, self._clock.time)
@@ -123,13 +123,13 @@ class Supervisor:
         status = read_status(self._runs)
         if status and status.state == "running" and is_done(self._runs):
             if earlier:  # but the store that they met in goes on, and memory is held
-                clear(self._cluster, self._site.owner, earlier.nodes)
+                clear(self._cluster, self._site.owner, earlier.places)
                 self._fleet.seats = [Seat(node) for node in earlier.nodes]
             return self._verdict()  # the workers did not need a supervisor to the end
         for leftover in ("stop", "result.json"):  # what an earlier supervision left must not be taken for this one's
             self._runs.store.delete(self._runs.key(leftover))
         if earlier:
-            clear(self._cluster, self._site.owner, earlier.nodes)
+            clear(self._cluster, self._site.owner, earlier.places)
         self._beat()  # first: from now on, what others have started keeps out of it
         self._news.skip("attempts", "errors")
         try:
@@ -172,6 +172,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """Leave nothing behind; what another supervisor has adopted is its own."""
+        self._joining.stop()
         if not self._fenced:
             self._fleet.kill()
             self._fleet.free_memory()
@@ -204,7 +205,6 @@ class Supervisor:
         if hang := self._guard.look():
             self._incidents.add(now, hang)
         self._give_up_silent(now)
-        self._joining.look(now)
         try:
             return self._look_at_store(now)
         except StoreError as error:
@@ -223,6 +223,7 @@ class Supervisor:
             self._incidents.attempt(attempt.attempt, attempt.step)
         for failure in self._news.read("errors", Failure):
             self._listener.hear(failure)
+        self._joining.look(now)
         return None
 
     def _settle(self, outcome: Outcome) -> Outcome:
@@ -278,7 +279,7 @@ class Supervisor:
 
     def _lose_one(self, seat: Seat, code: int | None, tail: str) -> None:
         name, seat.failures = seat.node.name, seat.failures + 1
-        seat.due = None if name in self._incidents.open_nodes else self._clock.now()
+        seat.due = None if self._incidents.undecided(name) else self._clock.now()
         if code == EXIT_NOTICED:  # the machine goes: better another one, if there is one
             seat.failures = self._settings.node_tries
             self._places.replace_failing(seat)
@@ -354,15 +355,20 @@ class Supervisor:
             self._places.exclude(decision.cause, for_good=bool(decision.verdict))
         if decision.verdict and not is_done(self._runs):
             return Outcome("failed", *decision.verdict)
-        self._note(decision.note)
+        if decision.apart:
+            self._joining.dismiss(decision.cause, self._clock.now())
+        else:
+            self._note(decision.note)
         self._retry(decision)
+        self._record()  # the next one is to know who has no seat any more
         return None
 
     def _retry(self, decision: Decision) -> None:
-        """Let everything that is down start after the delay; what runs is stopped first, unless one agent died."""
+        """Let what is down start after the delay; what runs is stopped first, unless one died or lost its seat."""
         delay, cause = decision.retry.delay_s, decision.cause
         seat = self._fleet.seat(cause.node)
-        if delay and not (cause.kind in ("lost", "capacity") and seat and seat.agent is None):
+        died = cause.kind in ("lost", "capacity") and seat is not None and seat.agent is None
+        if delay and not (died or (cause.node and seat is None)):
             self._fleet.stop(self._grace_s)
             self._fleet.kill()
         for down in self._fleet.seats:

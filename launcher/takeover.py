@@ -26,8 +26,9 @@ _FOLDER = "supervisors"
 class Term(msgspec.Struct, frozen=True, kw_only=True):
     """`supervisors/<number>.json`: one supervisor, and all that another needs to go on with what it has started.
 
-    `started` in Unix seconds; `endpoint` is where agents meet, empty before anything was started; `agents` are their
-    process IDs by node; `heir_of` is the first supervisor, by number, whose agents this one has taken over (0: none).
+    `started` in Unix seconds; `endpoint` is where agents meet, empty before anything was started, and `place` the node
+    that it is on, which may be none of the run's any more; `agents` are their process IDs by node; `heir_of` is the
+    first supervisor, by number, whose agents this one has taken over (0: none).
     """
 
     number: int
@@ -39,9 +40,15 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     world: World
     endpoint: str = ""
+    place: Node | None = None
     nodes: tuple[Node, ...] = ()
     agents: dict[str, int] = {}
     heir_of: int = 0
+
+    @property
+    def places(self) -> tuple[Node, ...]:
+        """All nodes that something of it may run on."""
+        return self.nodes if self.place is None or self.place in self.nodes else (*self.nodes, self.place)
 
     @property
     def since(self) -> int:

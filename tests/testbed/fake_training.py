@@ -86,6 +86,8 @@ class FakeCluster:
         self.quiet: set[str] = set()  # their programs go on, but they do not answer
         self.gentle = False  # agents that are told to end take a last snapshot first
         self.cut_off = False  # nothing that the supervisor does reaches a node: it is dead
+        self.full: set[str] = set()  # cannot be made ready
+        self.gpus: dict[str, tuple[str, ...]] = {}
         self.refuses: dict[str, str] = {}  # by host, the program that cannot be started there
         self.reports: dict[str, dict[str, object]] = {}
         self.processes: list[FakeProcess] = []
@@ -110,13 +112,14 @@ class FakeCluster:
         self.files[node.folder, claims.FILE] = json.dumps(owner._asdict()).encode()
 
     def make_ready(self, node: Node) -> None:
-        pass
+        if node.name in self.full:
+            raise ClusterError(f"{node.name}: no room on its disk")
 
     def rendezvous_node(self, run: str) -> Node | None:
         return None
 
     def hardware(self, nodes: Sequence[Node]) -> list[Hardware]:
-        return [Hardware(2, ()) for _ in nodes]
+        return [Hardware(2, self.gpus.get(node.name, ())) for node in nodes]
 
     def silence_s(self, node: Node) -> float:
         if node.name not in self.quiet:
@@ -243,6 +246,8 @@ class FakeTraining:
     def __init__(self, cluster: FakeCluster, runs: RunStore, world: World, steps: int) -> None:
         self._cluster, self._runs, self._world, self._steps = cluster, runs, world, steps
         self.faults: dict[int, Callable[[FakeTraining], None]] = {}
+        self.spoils: dict[str, Callable[[FakeTraining, int], None]] = {}  # by host, what its rank does at once
+        self.grows = False  # who comes later is let in
         self.commits = True
         self.attempt = self.committed = 0
         self.step: int | None = None
@@ -295,6 +300,9 @@ class FakeTraining:
             self.step = None
         if self.step is None:
             self._maybe_begin(now, agents)
+        elif self.grows and len(self._members) < min(len({a.node.name for a in agents}), self._world.most):
+            self._commit()
+            self.step, self._since = None, now
         elif now - self._since >= 1.0:
             self._since = now
             self._ticks += 1
@@ -319,7 +327,7 @@ class FakeTraining:
         if len(here) < self._world.nodes or len(endpoints) > 1 or not self._cluster.running("rendezvous"):
             self._since = now
         elif now - self._since >= 1.0:
-            self._members = list(here.values())
+            self._members = list(here.values())[: self._world.most]
             self.attempt += 1
             self.step, self._since, self.frozen = self.committed, now, set()
             self.began.append((now, self.committed))
@@ -329,6 +337,9 @@ class FakeTraining:
             record = Attempt(attempt=self.attempt, step=self.step, world=self._world.size, started=now)
             self._runs.create(f"attempts/{self.attempt:05d}.json", record)
             self._event("attempt", attempt=self.attempt, step=self.step, steps=self._steps, world=self._world.size)
+            for rank, agent in enumerate(self._members):
+                if self.step is not None and agent.node.name in self.spoils:
+                    self.spoils[agent.node.name](self, rank)
 
     def _advance(self) -> None:
         assert self.step is not None
@@ -365,5 +376,6 @@ class FakeTraining:
         assert self.step is not None
         for rank, agent in enumerate(self._members):
             ticks = 0 if rank in self.frozen else self._ticks
-            beat = Beat(0, Phase.STEP, Stage.EXCHANGE, rank, self.attempt, agent.pid, self.step, ticks, 0.1, "")
+            ids = (rank, self.attempt, agent.pid, self.step, ticks, 0.1, "", self.began[-1][1])
+            beat = Beat(0, Phase.STEP, Stage.EXCHANGE, *ids)
             self._cluster.files[agent.node.folder, FILE] = encode(beat)
