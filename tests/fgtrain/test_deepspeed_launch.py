@@ -145,5 +145,5 @@ def test_worker_does_not_outlive_the_process_that_stands_for_its_launcher(tmp_pa
         assert worker.stdout.readline() == b"up\n"
         assert worker.poll() is None
         stands.kill()
-        stands.wait(60)
+        stands.wait(240)
         assert worker.wait(240) == -signal.SIGKILL

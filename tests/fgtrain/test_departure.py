@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fgtrain import departure as departures
 from fgtrain import logs, notices
 from fgtrain.departure import Departure, attended, node_name
 from fgtrain.errors import UserError
@@ -39,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("SLURM_JOB_ID", "FGLAUNCH_POD_ENDS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(notices.VARIABLE, "off")
+    monkeypatch.setattr(departures, "_ATTENDANT_END_S", 240.0)  # one that has only just begun may start slowly
     before = signal.getsignal(signal.SIGUSR1)
     (tmp_path / "node0" / "logs").mkdir(parents=True)
     yield tmp_path / "node0"
@@ -51,6 +54,16 @@ def runs(tmp_path: Path) -> RunStore:
 
 def stored(run: RunStore) -> dict[str, bytes]:
     return {stream.name: run.store.get(segment.key) for stream, segment in logs.segments(run)}
+
+
+def attendants() -> list[psutil.Process]:
+    """Return those beside this process; another child may end while it is looked at."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE and "fgtrain.attendant" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def test_new_agent_does_not_leave_because_the_last_one_had_to(folder: Path) -> None:
@@ -133,17 +146,13 @@ def test_killed_agents_attendant_ships_the_last_lines_and_ends(tmp_path: Path, f
 
 
 def test_attendant_that_alone_dies_is_started_again(tmp_path: Path, folder: Path) -> None:
-    def beside() -> list[psutil.Process]:
-        living = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
-        return [p for p in living if "fgtrain.attendant" in p.cmdline()]
-
     with attended(str(tmp_path / "store"), "r", str(folder), "node0"):
-        [first] = beside()
+        [first] = attendants()
         os.kill(first.pid, signal.SIGKILL)
-        wait_for(lambda: [p for p in beside() if p.pid != first.pid], "another is there")
+        wait_for(lambda: [p for p in attendants() if p.pid != first.pid], "another is there")
         (folder / "logs" / "00001-00000.log").write_text("hello")
     assert stored(runs(tmp_path))["00001-00000"] == b"hello"
-    assert beside() == []
+    assert attendants() == []
 
 
 def test_attendant_minds_no_signal_of_its_own(tmp_path: Path, folder: Path) -> None:
@@ -151,7 +160,7 @@ def test_attendant_minds_no_signal_of_its_own(tmp_path: Path, folder: Path) -> N
     with attended(str(tmp_path / "store"), "r", str(folder), "node0"):
         (folder / "logs" / "00001-00000.log").write_text("a")
         wait_for(lambda: stored(runs(tmp_path)), "it is at work", 240)
-        [attendant] = [p for p in psutil.Process().children() if "fgtrain.attendant" in p.cmdline()]
+        [attendant] = attendants()
         for sig in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(attendant.pid, sig)
         with (folder / "logs" / "00001-00000.log").open("a") as file:

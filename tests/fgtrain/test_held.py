@@ -60,7 +60,7 @@ def test_the_limit_holds_while_others_write(tmp_path: Path, monkeypatch: pytest.
     writing, replace = threading.Barrier(8), Path.replace
 
     def together(part: Path, path: Path) -> Path:
-        writing.wait(60)  # all have their room, none has its name
+        writing.wait(240)  # all have their room, none has its name
         return replace(part, path)
 
     monkeypatch.setattr(Path, "replace", together)

@@ -14,13 +14,12 @@ import pytest
 from fgtrain.herald import Herald, Memory
 from fgtrain.notice import LEAD_S, Notice, NoticeRecord
 from fgtrain.notices import gcp
-from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.azure import Azure
 from fgtrain.notices.gcp import Gcp
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from tests.testbed.faulty_store import Fault, FaultyStore, first_of
-from tests.testbed.metadata import metadata_service
+from tests.testbed.metadata import Patient, metadata_service
 
 
 def notice(**changes: Any) -> Notice:
@@ -74,7 +73,7 @@ def test_notice_long_before_the_end_is_obeyed_shortly_before_it(tmp_path: Path) 
 def test_azure_event_that_starts_early_is_obeyed_at_once(tmp_path: Path) -> None:
     """Somebody approved it, or another VM of the group did: the same event, but it begins now."""
     with metadata_service() as service:
-        azure = Azure(Metadata(service.url, pause=lambda s: None))
+        azure = Azure(Patient(service.url, pause=lambda s: None))
         spokesman, runs = herald(tmp_path, time.time)
         service.events = [azure_event(time.time() + 900)]
         hear(spokesman, *azure.watch())
@@ -112,7 +111,7 @@ def test_deadline_that_seems_to_move_away_does_not(tmp_path: Path) -> None:
 def test_azure_event_that_is_called_off_takes_no_node_away(tmp_path: Path) -> None:
     now = time.time()
     with metadata_service() as service:
-        azure = Azure(Metadata(service.url, pause=lambda s: None))
+        azure = Azure(Patient(service.url, pause=lambda s: None))
         spokesman, _ = herald(tmp_path, lambda: now)
         service.events = [azure_event(now + 900)]
         hear(spokesman, *azure.watch())
@@ -130,7 +129,7 @@ def test_azure_event_that_is_called_off_takes_no_node_away(tmp_path: Path) -> No
 def test_google_maintenance_that_is_called_off_takes_no_node_away(tmp_path: Path) -> None:
     now = time.time()
     with metadata_service() as service:
-        preempted, maintenance = Gcp(Metadata(service.url)).watches
+        preempted, maintenance = Gcp(Patient(service.url)).watches
         spokesman, _ = herald(tmp_path, lambda: now)
         service.change("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
         hear(spokesman, *maintenance(), watch="gcp-1")
@@ -172,10 +171,10 @@ def test_attendant_that_is_started_again_does_not_put_the_end_off(
     with metadata_service() as service:
         service.change("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
         spokesman, runs = herald(tmp_path, lambda: now)
-        hear(spokesman, *Gcp(Metadata(service.url)).watches[1](), watch="gcp-1")
+        hear(spokesman, *Gcp(Patient(service.url)).watches[1](), watch="gcp-1")
         now = 4000.0
         after = Herald(runs, tmp_path / "node0", "node0", lambda: now)
-        hear(after, *Gcp(Metadata(service.url)).watches[1](), watch="gcp-1")
+        hear(after, *Gcp(Patient(service.url)).watches[1](), watch="gcp-1")
     assert texts(tmp_path)[-1].endswith("in 600 s; an early snapshot now, and it leaves in 450 s")
     assert not after.leaving
     now = 4600.0 - LEAD_S

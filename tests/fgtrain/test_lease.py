@@ -97,7 +97,7 @@ def test_process_without_a_supervisor_ends_by_itself(tmp_path: Path) -> None:
     for lease_s, term, word in ((0.5, 3, "no word from the supervisor"), (900.0, 2, "supervisor 3 goes on")):
         env = os.environ | {"PYTHONPATH": str(ROOT)} | lease.variables(lease_s, store, "r", term)
         done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == -15
         assert f"lease: {word}" in done.stderr

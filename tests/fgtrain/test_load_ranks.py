@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     try:
         saver.begin(1, state(), set(), {}, {}, persist=True)
         saver.drain()
-        saver.settle(1, 60)
+        saver.settle(1, 240)
     finally:
         saver.close()
     return tmp_path

@@ -21,8 +21,10 @@ from tests.testbed.faulty_store import Fault, FaultyStore, at, drawn
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
+        self.stall_s = 0.0  # before each look at it
 
     def __call__(self) -> float:
+        self.now += self.stall_s
         return self.now
 
 
@@ -125,6 +127,14 @@ def test_last_lines_are_shipped_in_the_end_whatever_is_due_when(tmp_path: Path) 
     assert n.stored()["00001-00000"].startswith(b"a\nb\n")
     assert len(n.stored()["00001-00000"]) == 4 + 3 * SEGMENT_BYTES
     assert n.stored()["starting-node0-7"] == b"still starting\n"
+
+
+def test_last_lines_are_shipped_though_the_machine_stood_still_until_the_time_was_over(tmp_path: Path) -> None:
+    n = node(tmp_path)
+    n.write("logs/00001-00000.log", b"the last line\n")
+    n.clock.stall_s = 100.0
+    assert not n.shipper.finish(10)  # there may be more
+    assert n.stored()["00001-00000"] == b"the last line\n"
 
 
 def test_new_attempt_brings_out_what_the_last_one_said_at_once(tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,9 +19,10 @@ from fgtrain.board import NoStore, Settings, find
 from fgtrain.endpoint import FILE, Endpoint, forget, tell
 from fgtrain.meeting import Alarm, Rendezvous
 from fgtrain.membership import Member, Seats
-from tests.testbed.runs import ROOT
+from tests.testbed.runs import wait_for
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 240.0
+_NEVER_S = 240.0  # longer than any stall of this machine: nobody is given up, no round begins without somebody
 
 
 class Place:
@@ -37,12 +35,14 @@ class Place:
         self.pool = ThreadPoolExecutor(8)
         self.agents: list[Agent] = []
 
-    def settings(self, number: int, seats: Seats) -> Settings:
+    def settings(
+        self, number: int, seats: Seats, *, detect_s: float = _NEVER_S, last_call_s: float = _NEVER_S
+    ) -> Settings:
         where = Endpoint(f"127.0.0.1:{self.port}", self.folder)
-        return Settings(where, "run", Member(f"id{number}", f"node{number}"), seats, 1.0, 0.2)
+        return Settings(where, "run", Member(f"id{number}", f"node{number}"), seats, detect_s, last_call_s)
 
-    def agent(self, number: int, seats: Seats) -> Agent:
-        agent = Agent(self, self.settings(number, seats))
+    def agent(self, number: int, seats: Seats, *, detect_s: float = _NEVER_S, last_call_s: float = _NEVER_S) -> Agent:
+        agent = Agent(self, self.settings(number, seats, detect_s=detect_s, last_call_s=last_call_s))
         self.agents.append(agent)
         return agent
 
@@ -92,7 +92,7 @@ def test_silent_agent_is_struck_out(place: Place) -> None:
     board = find(silent.where, 0.0)
     board.beat(silent.me.id)  # once, and never again
     board.change(lambda m: membership.come(m, silent.me, seats))
-    a = place.agent(0, seats)
+    a = place.agent(0, seats, detect_s=1.0)
     assert ranks(a.meet()) == [(0, 2)]
     assert a.over.wait(_TIMEOUT_S)
     assert "node1 silent" in board.read().why
@@ -101,57 +101,86 @@ def test_silent_agent_is_struck_out(place: Place) -> None:
 
 def test_newcomer_is_announced_and_a_spare_is_not(place: Place) -> None:
     seats = Seats(1, 2)
-    a = place.agent(0, seats)
+    a = place.agent(0, seats, last_call_s=0.0)
     assert ranks(a.meet()) == [(0, 1)]
     b = place.agent(1, seats)
     coming = b.meet()
-    waiting = threading.Event()
-    for _ in range(600):
-        if a.rendezvous.num_nodes_waiting() == 1:
-            break
-        waiting.wait(0.1)
-    assert a.rendezvous.num_nodes_waiting() == 1
+    wait_for(lambda: a.rendezvous.num_nodes_waiting() == 1, "it is announced")
     assert ranks(a.meet(), coming) == [(0, 2), (1, 2)]
+    board = find(a.settings.where, 0.0)
     spare = place.agent(2, seats).meet()
+    wait_for(lambda: board.read().waiting, "the spare is there")
+    assert a.rendezvous.num_nodes_waiting() == 0
     b.rendezvous.shutdown()
     assert a.over.wait(_TIMEOUT_S)
     assert ranks(a.meet(), spare) == [(0, 2), (1, 2)]
 
 
-@contextlib.contextmanager
-def store_process(place: Place) -> Iterator[subprocess.Popen[bytes]]:
-    """Have a store in a process of its own, where agents are told to meet from now on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place.port = probe.getsockname()[1]
-    argv = [sys.executable, "-m", "fgtrain.rendezvous", "--port", str(place.port)]
-    with subprocess.Popen(argv, cwd=ROOT) as store:
-        try:
-            yield store
-        finally:
-            store.kill()
+class Relay:
+    """Stands between agents and their store, so that it can fall silent as a stopped process does, or die.
+
+    A process of its own would do so too, but could also be late by itself, where nobody wants it.
+    """
+
+    def __init__(self, to: int) -> None:
+        self._to, self._silent = to, threading.Event()
+        self._open = [socket.create_server(("127.0.0.1", 0))]
+        self.port: int = self._open[0].getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """Pass nothing on any more; connections stay, and new ones are taken."""
+        self._silent.set()
+
+    def die(self) -> None:
+        """Close all connections, and take no more."""
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self._open[0].accept()[0], socket.create_connection(("127.0.0.1", self._to), _TIMEOUT_S)
+                self._open += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if not self._silent.is_set():
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.train
-def test_agent_whose_store_does_not_answer_while_workers_work_goes_to_another(place: Place) -> None:
-    with store_process(place) as store:
-        a = place.agent(0, Seats(1, 1))
-        assert ranks(a.meet()) == [(0, 1)]
-        store.send_signal(signal.SIGSTOP)
-        assert a.over.wait(_TIMEOUT_S), "nobody trains on who cannot tell whether the others do"
-        other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        tell(place.folder, f"127.0.0.1:{other.port}")
-        assert ranks(a.meet()) == [(0, 1)]
-        assert not a.lost.is_set()
+@pytest.fixture
+def relay(place: Place) -> Iterator[Relay]:
+    """The store where agents are told to meet from now on."""
+    relay = Relay(place.port)
+    place.port = relay.port
+    yield relay
+    relay.die()
 
 
-@pytest.mark.train
-def test_agent_that_waits_for_an_answer_itself_begins_anew(place: Place) -> None:
-    with store_process(place) as store:
-        a = place.agent(0, Seats(2, 2))
-        alone = a.meet()
-        store.send_signal(signal.SIGSTOP)
-        assert a.lost.wait(_TIMEOUT_S)
+def test_agent_whose_store_does_not_answer_while_workers_work_goes_to_another(place: Place, relay: Relay) -> None:
+    a = place.agent(0, Seats(1, 1), detect_s=1.0)
+    assert ranks(a.meet()) == [(0, 1)]
+    relay.fall_silent()
+    assert a.over.wait(_TIMEOUT_S), "nobody trains on who cannot tell whether the others do"
+    other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    tell(place.folder, f"127.0.0.1:{other.port}")
+    assert ranks(a.meet()) == [(0, 1)]
+    assert not a.lost.is_set()
+
+
+def test_agent_that_waits_for_an_answer_itself_begins_anew(place: Place, relay: Relay) -> None:
+    a = place.agent(0, Seats(2, 2), detect_s=1.0)
+    alone = a.meet()
+    relay.fall_silent()
+    assert a.lost.wait(_TIMEOUT_S)
+    relay.die()
     other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     tell(place.folder, f"127.0.0.1:{other.port}")
     find(a.settings.where, 0.0).change(membership.close)
@@ -159,18 +188,16 @@ def test_agent_that_waits_for_an_answer_itself_begins_anew(place: Place) -> None
         alone.result(_TIMEOUT_S)
 
 
-@pytest.mark.train
-def test_agents_whose_store_dies_meet_again_in_the_one_that_they_are_told_of(place: Place) -> None:
+def test_agents_whose_store_dies_meet_again_in_the_one_that_they_are_told_of(place: Place, relay: Relay) -> None:
     seats = Seats(1, 3)
-    with store_process(place) as store:
-        a, b, gone = (place.agent(i, seats) for i in range(3))
-        assert sorted(ranks(a.meet(), b.meet(), gone.meet())) == [(0, 3), (1, 3), (2, 3)]
-        store.kill()
-        assert a.over.wait(_TIMEOUT_S), "its workers may hang in a collective"
-        meetings = a.meet(), b.meet()
-        other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        tell(place.folder, f"127.0.0.1:{other.port}", ["node2"])
-        assert ranks(*meetings) == [(0, 2), (1, 2)], "nobody waits for who is known to be gone"
+    a, b, gone = (place.agent(i, seats) for i in range(3))
+    assert sorted(ranks(a.meet(), b.meet(), gone.meet())) == [(0, 3), (1, 3), (2, 3)]
+    relay.die()
+    assert a.over.wait(_TIMEOUT_S), "its workers may hang in a collective"
+    meetings = a.meet(), b.meet()
+    other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    tell(place.folder, f"127.0.0.1:{other.port}", ["node2"])
+    assert ranks(*meetings) == [(0, 2), (1, 2)], "nobody waits for who is known to be gone"
     there = find(a.settings.where, 0.0).read()
     assert (there.round, there.why) == (1, "the store that agents met in is gone")
     assert not a.lost.is_set()

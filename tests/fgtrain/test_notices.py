@@ -22,7 +22,7 @@ from fgtrain.notices._metadata import Metadata
 from fgtrain.notices.aws import Aws
 from fgtrain.notices.azure import Azure, scheduled
 from fgtrain.notices.gcp import Gcp, maintenance, preemption
-from tests.testbed.metadata import Service, metadata_service
+from tests.testbed.metadata import Patient, Service, metadata_service
 
 ACTION = {"action": "terminate", "time": "2026-11-21T22:04:00Z"}
 AT = 1795298640.0  # that time
@@ -35,7 +35,7 @@ def service() -> Iterator[Service]:
 
 
 def asked(service: Service, pauses: list[float] | None = None) -> Metadata:
-    return Metadata(service.url, pauses.append if pauses is not None else lambda s: None)
+    return Patient(service.url, pauses.append if pauses is not None else lambda s: None)
 
 
 def notice(**changes: Any) -> Notice:
@@ -287,7 +287,7 @@ def test_service_that_fails_is_asked_ever_more_rarely_and_heard_when_it_is_back(
 def test_service_that_hangs_is_not_waited_for(service: Service) -> None:
     service.hang = threading.Event()
     with pytest.raises(TimeoutError):
-        asked(service).ask("/latest/api/token", method="PUT", timeout_s=0.2)
+        Metadata(service.url).ask("/latest/api/token", method="PUT", timeout_s=0.2)
     service.hang.set()
 
 

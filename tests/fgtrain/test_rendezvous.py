@@ -12,6 +12,7 @@ import pytest
 
 from fgtrain.rendezvous import connections
 from tests.testbed.runs import ROOT, wait_for
+from tests.testbed.s3 import free_port
 
 
 def test_connections_to_a_port_are_counted() -> None:
@@ -28,11 +29,10 @@ def test_connections_to_a_port_are_counted() -> None:
 def test_store_outlives_sigterm_until_the_last_agent_has_gone() -> None:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "fgtrain.rendezvous", "--port", str(port)], cwd=ROOT)
     try:
-        agent = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+        agent = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=240))
         agent.set("a", "1")
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -43,4 +43,4 @@ def test_store_outlives_sigterm_until_the_last_agent_has_gone() -> None:
         assert process.returncode == 0
     finally:
         process.kill()
-        process.wait()
+        process.wait(240)

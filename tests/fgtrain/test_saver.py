@@ -81,7 +81,7 @@ def test_commit_of_a_lone_rank_is_read_back(tmp_path: Path) -> None:
     try:
         saver.begin(1, small, set(), {"a": 1}, {"samples": [(1, "{}")]}, persist=True)
         saver.drain()
-        saver.settle(1, 60)
+        saver.settle(1, 240)
         assert [r.step for r in saver.poll()] == [1]
     finally:
         saver.close()
@@ -101,10 +101,10 @@ def test_each_snapshot_holds_what_the_tensors_hold_then(tmp_path: Path) -> None:
     runs, saver = saver_of(tmp_path, 0, 1)
     try:
         for step in range(1, 16):
-            saver.make_room(60)
+            saver.make_room(240)
             saver.begin(step, tensors, set(), {}, {}, persist=True)
             saver.drain()
-            saver.settle(step, 60)
+            saver.settle(step, 240)
             restored = newest(runs, Place(0, 1, 0, torch.device("cpu")), [], lambda text: None)
             assert restored
             for name, t in tensors["model"].items():

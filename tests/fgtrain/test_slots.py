@@ -115,5 +115,5 @@ def test_loaders_leave_nothing_in_the_temporary_folder_however_a_rank_ends(
     os.waitpid(rank, 0)
     os.close(read)
     assert len(loaders) == 2
-    assert psutil.wait_procs(loaders, timeout=60)[1] == []  # they die with their rank
+    assert psutil.wait_procs(loaders, timeout=240)[1] == []  # they die with their rank
     assert list(tmp_path.iterdir()) == []

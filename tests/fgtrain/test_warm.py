@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fgtrain import warm_client
-from fgtrain.warm import EXIT_UNFIT, PRELOAD, SOCKET
+from fgtrain.warm import EXIT_UNFIT, PRELOAD, READY, SOCKET
 from tests.testbed.runs import ROOT, wait_for
 
 pytestmark = pytest.mark.train
@@ -38,17 +38,25 @@ class Node:
             "FGLAUNCH_ROUND": "0",
             "PYTHONPATH": str(ROOT),
         }
-        self.warm = subprocess.Popen([sys.executable, "-m", "fgtrain.warmup", *self.args], env=self.env, cwd=ROOT)
+        heard, told = os.pipe()
+        argv = [sys.executable, "-m", "fgtrain.warmup", *self.args]
+        self.warm = subprocess.Popen(argv, env=self.env | {READY: str(told)}, pass_fds=[told], cwd=ROOT)
+        os.close(told)
+        assert os.read(heard, 1) == b"1"  # a client does not wait for long for one that is still to come
+        os.close(heard)
         self.clients: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> tuple[subprocess.Popen[bytes], int]:
-        """Start a worker; returns its client and its process ID, once it runs."""
+        """Start a worker; returns its client and its process ID, once it runs and its client minds signals."""
         known = {int(p.stem.split("-")[1]) for p in self.logs()}
         argv = [sys.executable, "-I", "-S", warm_client.__file__, *self.args]
         client = subprocess.Popen(argv, env=self.env, cwd=ROOT, start_new_session=True)
         self.clients.append(client)
-        new = wait_for(lambda: {int(p.stem.split("-")[1]) for p in self.logs()} - known, "the worker has a log", 120)
-        return client, new.pop()
+        new = wait_for(lambda: {int(p.stem.split("-")[1]) for p in self.logs()} - known, "the worker has a log")
+        [worker] = new
+        if worker != client.pid:
+            wait_for(lambda: catches(client.pid, signal.SIGUSR2), "the last of the client's handlers is there")
+        return client, worker
 
     def logs(self) -> list[Path]:
         return list((self.folder / "node" / "logs").glob("starting-*.log"))
@@ -66,6 +74,13 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node = Node(tmp_path)
     yield node
     node.end()
+
+
+def catches(pid: int, sig: signal.Signals) -> bool:
+    """Tell whether a process has a handler for a signal. Source: proc(5), SigCgt."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [mask] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (sig - 1) & 1)
 
 
 def gone(pid: int) -> bool:
@@ -86,7 +101,8 @@ def test_worker_and_client_share_their_fate(node: Node) -> None:
 
     client, worker = node.start()
     client.kill()
-    wait_for(lambda: gone(worker), "the worker of a killed client is gone", 240)
+    # Buried, not only dead: the others of its round are killed then, and the next one is of the same.
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), "the worker of a killed client is gone")
 
     client, worker = node.start()
     client.send_signal(signal.SIGHUP)
@@ -110,7 +126,7 @@ def test_worker_and_client_share_their_fate(node: Node) -> None:
     client, worker = node.start()
     node.warm.kill()
     assert client.wait(240) == -signal.SIGKILL
-    wait_for(lambda: gone(worker), "the worker of a killed warm process is gone", 240)
+    wait_for(lambda: gone(worker), "the worker of a killed warm process is gone")
 
     client, worker = node.start()
     assert worker == client.pid, "without a warm process, the client becomes the worker"

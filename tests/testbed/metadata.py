@@ -12,7 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from fgtrain.notices._metadata import Answer, Metadata
+
 GCP_AT_REST = {"preempted": "FALSE", "maintenance-event": "NONE"}
+
+
+class Patient(Metadata):
+    """Asks a service of this process, which may be stalled for longer than any real one takes to answer."""
+
+    def ask(self, path: str, *, timeout_s: float = 0.0, **request: Any) -> Answer:
+        """See base class; it waits for minutes, whatever `timeout_s`."""
+        return super().ask(path, timeout_s=max(timeout_s, 240.0), **request)
 
 
 @dataclass
@@ -44,7 +54,7 @@ class Service:
             self.etags[value] = self.etags.get(value, 0) + 1
             self._changed.notify_all()
 
-    def wait_for(self, path: str, timeout_s: float = 30.0) -> None:
+    def wait_for(self, path: str, timeout_s: float = 240.0) -> None:
         """Wait until something was asked of a path, by a request whose start line contains it."""
         with self._changed:
             assert self._changed.wait_for(lambda: any(path in line for line in self.seen), timeout_s), self.seen
@@ -86,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         service = self.service
         service.note(f"{method} {self.path}")
         if service.hang:
-            service.hang.wait(30)
+            service.hang.wait(300)
         if service.broken is not None:
             return self._answer(200, service.broken)
         parts = urlsplit(self.path)

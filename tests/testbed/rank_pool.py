@@ -20,7 +20,7 @@ from fgtrain.place import Place, leave
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 240.0
 
 
 class Ranks:
@@ -78,7 +78,11 @@ def _serve(pipe: Connection) -> None:
         rank, world, meeting, settled, function, args, kwargs = pipe.recv()
         if world > 1 and not dist.is_initialized():
             dist.init_process_group(
-                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+                "gloo",
+                init_method=f"file://{meeting}",
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(seconds=_TIMEOUT_S),
             )
         _send(pipe, _answer(Place(rank, world, 0, torch.device("cpu")), function, args, kwargs))
         if not settled:

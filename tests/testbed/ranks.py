@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 # The last one is what a DTensor's first operation would import, for seconds, in every rank.
 PRELOAD = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "fgtrain.dcp", "torch._dynamo"]
 

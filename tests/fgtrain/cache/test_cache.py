@@ -225,7 +225,7 @@ def test_a_killed_builder_leaves_nothing_that_is_read_and_the_next_one_goes_on(
     builder.stdin.close()
     next(read_lines(iter(builder.stdout.readline, b"")))
     os.kill(builder.pid, signal.SIGKILL)
-    builder.wait(60)
+    builder.wait(240)
     (place / "pixels" / f".{first.name}.part").write_bytes(b"half")
     for path in (place / "pixels").iterdir():
         assert path.name.startswith(".") or path.stat().st_size in {s.bytes_ for s in many}

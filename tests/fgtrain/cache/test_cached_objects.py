@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -37,13 +38,14 @@ class Counting(FileStore):
 
     def __init__(self, url: str, fetched: Counter[str], answers: list[int]) -> None:
         super().__init__(Path(url.removeprefix("file://")))
-        self._fetched, self._answers = fetched, answers
+        self._fetched, self._answers, self._lock = fetched, answers, threading.Lock()
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        if self._answers[0] == 0:
-            raise StoreUnavailable("store counting://: no answer")
-        self._answers[0] -= 1
-        self._fetched[key] += 1
+        with self._lock:
+            if self._answers[0] == 0:
+                raise StoreUnavailable("store counting://: no answer")
+            self._answers[0] -= 1
+            self._fetched[key] += 1
         return super().get(key, start, end)
 
 
