@@ -93,6 +93,13 @@ def _environ(pid: int) -> bytes:
     return b""
 
 
+def _leads(pid: int) -> bool:
+    """Whether a process leads its group; one that has ended since it was seen does not."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == pid
+    return False
+
+
 class LiveRun:
     """A run that goes on."""
 
@@ -133,12 +140,12 @@ class LiveRun:
         return [
             pid
             for pid, argv in self._started()
-            if "fgtrain.worker" in argv and "fgtrain.agent" not in argv and os.getpgid(pid) == pid
+            if "fgtrain.worker" in argv and "fgtrain.agent" not in argv and _leads(pid)
         ]
 
     def agents(self) -> list[int]:
         """Return the process IDs of its agents, in order of node."""
-        return [pid for pid, argv in self._started() if "fgtrain.agent" in argv and os.getpgid(pid) == pid]
+        return [pid for pid, argv in self._started() if "fgtrain.agent" in argv and _leads(pid)]
 
     def warm(self) -> list[int]:
         """Return the process IDs of the warm processes of its agents, in order of node."""
