@@ -114,7 +114,7 @@ class LiveRun:
     def events(self) -> list[dict[str, Any]]:
         """Return what its ranks 0 have said so far."""
         files = sorted(self._work.glob("node*/events.jsonl"))
-        lines = [line for f in files for line in f.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [line for f in files for line in f.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return sorted((json.loads(line) for line in lines), key=lambda e: e["time"])
 
     def wait_step(self, step: int, attempt: int = 1) -> None:
