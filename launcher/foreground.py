@@ -29,7 +29,7 @@ from launcher.status import live_state, read_status
 from launcher.stores import meeting_places
 from launcher.supervisor import Supervisor
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 120.0
 
 
 def say(text: str) -> None:
@@ -215,7 +215,11 @@ def resume_command(runs: RunStore) -> str:
 
 
 def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
-    """Start a supervisor in the background and return once it has the run in hand."""
+    """Start a supervisor in the background and return once it has the run in hand, or has brought it to its end.
+
+    Raises:
+        UserError: it has not within 120 s, or has failed at once.
+    """
     log = work_root() / runs.run / "supervisor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     argv = [
@@ -236,16 +240,22 @@ def detach(runs: RunStore, cluster: str, world: World, port: int | None) -> int:
             start_new_session=True,
         )
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        status = read_status(runs)
-        if status and status.pid == process.pid and live_state(status, runs) == "running":
+    while True:
+        over = process.poll() is not None or time.monotonic() > deadline  # first: its last word comes before its end
+        if _in_hand(runs, process.pid):
             break
+        if over:
+            raise UserError(f"the supervisor of {runs.run} did not start: see {log}")
         time.sleep(0.05)
-    else:
-        raise UserError(f"the supervisor of {runs.run} did not start: see {log}")
     print(runs.run)
     say(f"{runs.run} goes on in the background: fglaunch attach {runs.run} --store {runs.store.url}")
     return 0
+
+
+def _in_hand(runs: RunStore, pid: int) -> bool:
+    """Tell whether the supervisor of this process ID has shown that it lives, or has ended the run without failure."""
+    status = read_status(runs)
+    return status is not None and status.pid == pid and live_state(status, runs) in ("running", "stopped", "finished")
 
 
 def node_folders(runs: RunStore) -> list[Path]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.testbed.s3 import BinaryMissing, S3Server, s3_server
 
-# No deadline: a busy machine is no failure. No database: tests leave no files.
-settings.register_profile("fglaunch", deadline=None, database=None)
+# No deadline, and no look at how long drawing takes: a busy machine is no failure. No database: tests leave no files.
+settings.register_profile("fglaunch", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fglaunch")
 
 

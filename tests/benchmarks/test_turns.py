@@ -38,7 +38,7 @@ def test_loops_run_one_at_a_time_in_windows_and_then_leave(tmp_path: Path) -> No
     assert sorted(log.read_text()[12:].split("-")) == ["", "a", "b"]
     for windows in found.values():
         assert len(windows) == 2
-        assert all(w.wall_s >= 0.02 > w.cpu_s for w in windows)
+        assert all(w.wall_s - w.cpu_s >= 0.019 for w in windows), "two sleeps of 0.01 s"
     assert all(loop.process.returncode == 0 for loop in loops.values())
 
 

@@ -315,7 +315,7 @@ def test_wrong_command_line_is_one_line(runs: Runs, args: list[str], parts: list
 
 def test_run_that_waits_for_nothing_leaves_no_process(runs: Runs) -> None:
     """The helper above can see processes at all."""
-    with subprocess.Popen(["sleep", "60"], env=runs.env) as sleeper:
+    with subprocess.Popen(["sleep", "600"], env=runs.env) as sleeper:
         try:
             wait_for(lambda: started(runs.folder), "the process is seen", 240)
         finally:

@@ -62,6 +62,11 @@ BIRDS = tgz(
 )
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.download._TIMEOUT_S", 240.0)  # how often was asked is counted here
+
+
 def quiet(*_: float) -> None:
     """Report to nobody, wait for nothing."""
 
@@ -103,7 +108,9 @@ def test_a_call_killed_half_way_is_gone_on_with(tmp_path: Path) -> None:
     big = tgz({"CUB_200_2011/images/a.jpg": random.Random(0).randbytes(4_000_000)})
     dataset = described(big, proof=("images",))
     code = (
-        "import os, signal, sys; from pathlib import Path; from launcher.datasets import *\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from launcher import download; from launcher.datasets import *\n"
+        "download._TIMEOUT_S = 240.0\n"
         "size, sha256, into, url = int(sys.argv[1]), *sys.argv[2:]\n"
         "wanted = Wanted(name='birds.tgz', size=size, sha256=sha256)\n"
         "birds = Dataset(title='', archive=wanted, urls=(), folder='CUB_200_2011', "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ class Call:
 
 
 @pytest.fixture
-def call(tmp_path: Path) -> Call:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    monkeypatch.setattr("launcher.download._TIMEOUT_S", 240.0)  # how often was asked is counted here
     return Call(tmp_path)
 
 
@@ -196,10 +198,11 @@ def test_a_reset_connection_is_tried_again(call: Call) -> None:
 
 
 def test_nobody_listening_is_tried_again_then_reported(call: Call) -> None:
-    with serve(Archive(CONTENT)) as archive:
-        pass
-    with pytest.raises(UserError, match="failed 6 times in a row .*refused"):
-        call(archive.url)
+    with socket.socket() as held:  # by which nobody else can listen there
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/birds.tgz"
+        with pytest.raises(UserError, match="failed 6 times in a row .*refused"):
+            call(url)
     assert call.pauses == [1.0, 2.0, 4.0, 8.0, 16.0]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launcher import hardware
 from tests.testbed.runs import ROOT, Runs
 
 RECIPE = ("recipes/quickstart.py", "--dry-run", "--name", "dry", "--set", "epochs=2")
@@ -19,9 +22,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lines(folder: Path) -> list[str]:
+def port() -> Iterator[str]:
+    """One that nothing listens at, and that is held so that nothing will."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield str(held.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def lines(folder: Path, port: str) -> list[str]:
     runs = Runs(folder, CUDA_VISIBLE_DEVICES="")
-    done = runs.call(*RECIPE, "--nodes", "3", "--port", "29999")
+    done = runs.call(*RECIPE, "--nodes", "3", "--port", port)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -35,17 +47,17 @@ def test_plan_is_printed(lines: list[str]) -> None:
     assert shares == ["0..0", "1..1", "2..3"]
 
 
-def test_commands_are_those_of_a_real_run(lines: list[str]) -> None:
+def test_commands_are_those_of_a_real_run(lines: list[str], port: str) -> None:
     commands = [line.split(maxsplit=1) for line in lines if line.startswith("node")]
     assert [node for node, _ in commands] == ["node0", "node0", "node1", "node2"]
     meeting, *agents = [shlex.split(command) for _, command in commands]
-    assert meeting == ["cd", str(ROOT), "&&", sys.executable, "-m", "fgtrain.rendezvous", "--port", "29999"]
+    assert meeting == ["cd", str(ROOT), "&&", sys.executable, "-m", "fgtrain.rendezvous", "--port", port]
     for number, words in enumerate(agents):
         assert words[:3] == ["cd", str(ROOT), "&&"]
         assert any(w.startswith("OMP_NUM_THREADS=") for w in words)
         assert words[words.index("fgtrain.agent") - 2] == sys.executable
         assert "--nnodes=3" in words
-        assert "--rdzv-endpoint=127.0.0.1:29999" in words
+        assert f"--rdzv-endpoint=127.0.0.1:{port}" in words
         assert words[-3:-1] == [f"file://{Path(words[-1]).parents[2]}/store", "dry"]
         assert words[-1].endswith(f"/work/dry/node{number}")
 
@@ -64,10 +76,12 @@ def test_each_node_is_given_its_own_gpus(tmp_path: Path) -> None:
 
 
 def test_cpu_processes_are_said_once_and_too_many_are_warned_of(tmp_path: Path) -> None:
-    done = Runs(tmp_path, CUDA_VISIBLE_DEVICES="").call(*RECIPE, "--nodes", "64", "--set", "batch.micro=1")
+    many = str(hardware.cpu_count() + 1)
+    settings = ("--set", "batch.micro=1", "--set", f"batch.total={many}")
+    done = Runs(tmp_path, CUDA_VISIBLE_DEVICES="").call(*RECIPE, "--nodes", many, *settings)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no GPU on this machine: --gpus 1 means CPU processes") == 1
-    assert "warning: 64 processes share" in done.stderr
+    assert f"warning: {many} processes share" in done.stderr
 
 
 def test_span_of_nodes_and_spares_are_started_and_told_when_silence_is_a_loss(tmp_path: Path) -> None:

@@ -54,11 +54,12 @@ def test_supervisor_that_beats_itself_needs_nobody() -> None:
 
 
 def test_stuck_supervisor_is_not_stood_in_for() -> None:
-    asked: list[float] = []
+    asked: list[bool] = []
+    long_ago = time.monotonic() - 11.0
 
     def last() -> float:
-        asked.append(time.monotonic())
-        return asked[-1] - 11.0
+        asked.append(True)
+        return long_ago
 
     beats: list[bool] = []
     heart = Heartbeat(lambda: not beats.append(True), last, every_s=0.01, at_most_s=10.0)
@@ -70,7 +71,7 @@ def test_stuck_supervisor_is_not_stood_in_for() -> None:
 def test_replaced_supervisor_stops_beating() -> None:
     beats: list[bool] = []
     heart = Heartbeat(lambda: bool(beats.append(True)), lambda: time.monotonic() - 1.0, every_s=0.01)
-    heart.wait(60)
+    heart.wait(240)
     assert beats == [True]
 
 
@@ -91,8 +92,8 @@ def test_status_has_no_beat_after_the_last_word() -> None:
 def test_who_was_replaced_writes_nothing() -> None:
     runs, post = office()
     assert post.beat(7, [])
+    post.rest()  # else it may beat by itself before it is replaced
     first = updated(runs)
     take_office(runs, "lab", World(1, 1))
     assert not post.again()
     assert updated(runs) == first
-    post.rest()

@@ -31,7 +31,7 @@ from tests.fgtrain.test_runstore import run_file
 from tests.testbed.fake_training import FakeClock, FakeCluster
 
 HOSTS = 64
-WAIT_S = 120.0
+WAIT_S = 240.0
 RECORD = {"pid": 7, "token": "t"}
 ANSWERS: dict[str, Any] = {
     "hello": {"home": "/h", "reached": "10.0.0.1", "interfaces": {}, "cores": 8, "gpus": []},

@@ -107,9 +107,10 @@ def test_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.train
-def test_device_computes_and_links_carry() -> None:
+def test_device_computes_and_links_carry(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    monkeypatch.setattr(program, "_TIMEOUT_S", 240.0)
     assert program.devices()[0]["error"] is None
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     found: dict[int, dict[str, float | str]] = {}

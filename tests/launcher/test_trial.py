@@ -19,6 +19,7 @@ FILE = Path("r.py")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "_TIMEOUT_S", 240.0)
     return tmp_path
 
 

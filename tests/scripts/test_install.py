@@ -305,7 +305,7 @@ def test_a_python_that_the_package_does_not_allow_is_refused(tmp_path: Path) -> 
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c '{code}' \"$3\"\n")
     python.chmod(0o755)
     argv = [str(tmp_path / "sh"), str(SCRIPTS / "install")]
-    done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stderr
     assert "Python 3.11.4 or newer is needed" in done.stderr
 

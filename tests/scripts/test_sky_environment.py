@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def call(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     program = str(ROOT / "scripts" / "install_sky")
-    return subprocess.run([program, *argv], env=os.environ | env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([program, *argv], env=os.environ | env, capture_output=True, text=True, timeout=240)
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -140,8 +140,9 @@ class Hosts:
 
     def programs(self, name: str) -> list[int]:
         """Return what runs on a host besides its sshd and what serves connections."""
+        there = self.pids(name)  # first: who connects meanwhile is no program
         serving = {*self.connected(name), *self._sshds(name)}
-        return [pid for pid in self.pids(name) if pid not in serving and lives(pid)]
+        return [pid for pid in there if pid not in serving and lives(pid)]
 
     def connected(self, name: str) -> list[int]:
         """Return what a host's sshd has started for connections."""

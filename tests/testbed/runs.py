@@ -93,6 +93,13 @@ def _environ(pid: int) -> bytes:
     return b""
 
 
+def _leads(pid: int) -> bool:
+    """Whether a process leads its group; one that has ended since it was seen does not."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == pid
+    return False
+
+
 class LiveRun:
     """A run that goes on."""
 
@@ -107,7 +114,7 @@ class LiveRun:
     def events(self) -> list[dict[str, Any]]:
         """Return what its ranks 0 have said so far."""
         files = sorted(self._work.glob("node*/events.jsonl"))
-        lines = [line for f in files for line in f.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [line for f in files for line in f.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         return sorted((json.loads(line) for line in lines), key=lambda e: e["time"])
 
     def wait_step(self, step: int, attempt: int = 1) -> None:
@@ -133,12 +140,12 @@ class LiveRun:
         return [
             pid
             for pid, argv in self._started()
-            if "fgtrain.worker" in argv and "fgtrain.agent" not in argv and os.getpgid(pid) == pid
+            if "fgtrain.worker" in argv and "fgtrain.agent" not in argv and _leads(pid)
         ]
 
     def agents(self) -> list[int]:
         """Return the process IDs of its agents, in order of node."""
-        return [pid for pid, argv in self._started() if "fgtrain.agent" in argv and os.getpgid(pid) == pid]
+        return [pid for pid, argv in self._started() if "fgtrain.agent" in argv and _leads(pid)]
 
     def warm(self) -> list[int]:
         """Return the process IDs of the warm processes of its agents, in order of node."""

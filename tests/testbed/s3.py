@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ BINARIES = {"seaweedfs": "weed", "localbucket": "localbucket", "rclone": "rclone
 BUCKET = "runs"
 ACCESS_KEY = "AKIATESTBED000000001"
 SECRET_KEY = "testbedsecrettestbedsecrettestbedsecret1"
-READY_S = 60.0
+READY_S = 240.0
 SEAWEED_PORTS = ("master", "volume", "filer", "admin")
 PR_SET_PDEATHSIG = 1
 
@@ -51,9 +52,25 @@ def binary(kind: str) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing uses; never the same one twice, and none that the kernel may give to a connection."""
+    while True:
+        port = _draw.randrange(10_000, _kernels_ports())
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
+
+
+_given: set[int] = set()
+_draw = random.SystemRandom()  # not the seeded one: tests of several processes may run at once
+
+
+def _kernels_ports() -> int:
+    """Return the first of the ports that the kernel chooses from for connections."""
+    with contextlib.suppress(OSError):
+        return max(20_000, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]))
+    return 32_768
 
 
 @dataclass
@@ -122,8 +139,8 @@ class S3Server:
         self.kill()
         self.start()
 
-    def client(self) -> Any:
-        """A boto3 client that neither retries nor waits: what the store under test is compared with."""
+    def client(self, patience_s: float = 240.0) -> Any:
+        """A boto3 client that never retries: what the store under test is compared with."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -133,13 +150,13 @@ class S3Server:
             config=Config(
                 s3={"addressing_style": "path"},
                 retries={"total_max_attempts": 1},
-                connect_timeout=2,
-                read_timeout=10,
+                connect_timeout=patience_s,
+                read_timeout=patience_s,
             ),
         )
 
     def _ready(self) -> bool:
-        client = self.client()
+        client = self.client(10.0)
         try:
             if self.bucket not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
                 client.create_bucket(Bucket=self.bucket)

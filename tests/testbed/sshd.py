@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.s3 import die_with_parent
+from tests.testbed.s3 import die_with_parent, free_port
 
-READY_S = 20.0
+READY_S = 240.0
 _ENVIRON = ("PATH", "LANG", "LC_ALL")
 
 
@@ -40,12 +40,6 @@ def skip_without() -> None:
     """Skip the test that calls this, with a reason, where there is no sshd."""
     if reason := missing():
         pytest.skip(reason)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
