@@ -112,6 +112,7 @@ def _become(argv: Sequence[str], streams: Sequence[int], guest: int) -> None:
         os.setsid()
         for target, stream in enumerate(streams):
             os.dup2(stream, target)
+            os.close(stream)  # or what that Python leaves behind would keep the asker's connection open
         os.set_inheritable(guest, False)
         keep = os.fork()  # the parent waits and then lets the asker go
         if keep:
