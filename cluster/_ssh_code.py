@@ -75,7 +75,7 @@ def project_files(root: Path) -> list[str]:
     Without git: all but hidden folders, environments, and `store` and `data` at the top.
     """
     found = _git_files(root)
-    return _walk(root) if found is None else found
+    return _walk(root, _DATA) if found is None else found
 
 
 def _git_files(root: Path) -> list[str] | None:
@@ -97,11 +97,11 @@ def _git_files(root: Path) -> list[str] | None:
     return sorted(set(found))
 
 
-def _walk(root: Path) -> list[str]:
+def _walk(root: Path, data: Sequence[str] = ()) -> list[str]:
     found = []
     for folder, folders, names in os.walk(root):
         here = Path(folder).relative_to(root)
-        skipped = (*_SKIPPED, *(_DATA if here == Path() else ()))
+        skipped = (*_SKIPPED, *(data if here == Path() else ()))
         folders[:] = [f for f in folders if f not in skipped and not f.startswith(".")]
         found += [str(here / name) for name in names]
     return sorted(found)

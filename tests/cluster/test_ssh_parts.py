@@ -248,6 +248,13 @@ def test_without_git_all_but_data_and_environments_is_code(tmp_path: Path) -> No
     assert _ssh_code.project_files(tmp_path) == ["a.py", "sub/b.py", "sub/data/z.py"]
 
 
+def test_own_package_is_sent_whole() -> None:
+    """It has a package `data`, which in a project would be the user's pictures."""
+    root = Path(_host.__file__).parents[1]
+    own = {str(f.relative_to(root)) for f in (root / "fgtrain").rglob("*.py")}
+    assert own <= set(_ssh_code.package_files(root, "fgtrain"))
+
+
 def test_too_much_to_send_names_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x")
     (tmp_path / "pictures").mkdir()
