@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cluster import _slurm_words as words
 from cluster.slurm import SlurmCluster, SlurmQueue
 from fgtrain.listener import listen_at
 from tests.testbed.addresses import BOTH
+from tests.testbed.ports import told_apart
 
 REQUEST = Request("birds", 2, 4, ("-m", "launcher.job", "file:///shared/my store", "birds"))
 NODE = Node("n1", "10.0.0.1", "/shared/work/birds/n1", "/venv/bin/python", "/shared/project")
@@ -234,10 +236,8 @@ def test_ports_are_told_at_either_kind_of_address(
     monkeypatch.setenv("SLURMD_NODENAME", "n1")  # no step is needed to ask the node that one is on
     cluster = SlurmCluster(words.Settings(), "1", tmp_path, tmp_path)
     node = NODE._replace(address=address)
-    port = cluster.free_port(node)
-    assert not cluster.port_in_use(node, port)
-    with listen_at(address, port):
-        assert cluster.port_in_use(node, port)
+    in_use = partial(cluster.port_in_use, node)
+    assert told_apart(lambda: cluster.free_port(node), in_use, partial(listen_at, address))
 
 
 def test_job_is_not_queued_from_a_machine_without_the_project(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cluster._ssh_settings import parse_settings
 from cluster.ssh import node_name
 from fgtrain.listener import listen_at
 from tests.testbed.addresses import BOTH
+from tests.testbed.ports import told_apart
 
 HOST = Target("gpu1")
 
@@ -158,10 +160,7 @@ def test_what_a_run_keeps_is_not_old(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", [*BOTH, "localhost"])
 def test_ports_are_told_at_either_kind_of_address_and_at_a_name(address: str) -> None:
-    port = free_port(address)
-    assert not port_in_use(address, port)
-    with listen_at(address, port):
-        assert port_in_use(address, port)
+    assert told_apart(lambda: free_port(address), partial(port_in_use, address), partial(listen_at, address))
 
 
 def test_nodes_are_called_after_their_hosts() -> None:

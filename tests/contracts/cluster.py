@@ -5,15 +5,18 @@ A backend without real processes subclasses `ClusterContract`, and plays `PROGRA
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
 from cluster import Cluster, ClusterError, Command, Node, Occupied, Owner, Process
+from tests.testbed.ports import told_apart
 from tests.testbed.runs import wait_for
 
 OWNER, OTHER = Owner("1f", "run", "file:///own"), Owner("2e", "run", "file:///other")
@@ -24,8 +27,8 @@ PROGRAMS = {
     "two": "print('two')",
     "pause": PAUSE,
     "tidy": (
-        "import signal; signal.signal(signal.SIGTERM, lambda *a: exit(print('tidy') or 3));"
-        "print('ready', flush=True); signal.pause()"
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"  # none is missed before the wait
+        "print('ready', flush=True); signal.sigwait([signal.SIGTERM]); print('tidy'); raise SystemExit(3)"
     ),
     "given": "import os; print(os.environ['GIVEN'])",
 }
@@ -209,11 +212,11 @@ class RealClusterContract(ClusterContract):
         assert process.poll() == -signal.SIGKILL
 
     def test_used_port_is_told_from_a_free_one(self, cluster: Cluster, node: Node) -> None:
-        port = cluster.free_port(node)
-        assert not cluster.port_in_use(node, port)
-        with socket.create_server((node.address, port)):
-            assert cluster.port_in_use(node, port)
-        assert not cluster.port_in_use(node, port)
+        def listen(port: int) -> contextlib.AbstractContextManager[object]:
+            return socket.create_server((node.address, port))
+
+        in_use = partial(cluster.port_in_use, node)
+        assert told_apart(lambda: cluster.free_port(node), in_use, listen)
 
 
 class Starter:
