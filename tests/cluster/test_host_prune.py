@@ -12,6 +12,7 @@ import pytest
 from cluster import _host_processes
 from cluster._host_files import assemble, make_environment, missing
 from cluster._host_prune import prune
+from tests.testbed.runs import wait_for
 
 DAY = 24 * 3600.0
 NOW = 1_000_000_000.0
@@ -83,7 +84,7 @@ def test_what_a_running_program_was_started_with_is_kept(tmp_path: Path, cache: 
         prune(str(cache), folder, 1, NOW)
         assert there(cache) == {"c0", "c4", "e0", "e4"}
     finally:
-        _host_processes.kill(folder, "agent", record)
+        wait_for(lambda: _host_processes.kill(folder, "agent", record)["code"] is not None, "it is known to have ended")
     for file in Path(folder).iterdir():
         age(file, 9 * DAY)
     prune(str(cache), folder, 1, NOW)

@@ -33,7 +33,12 @@ def server() -> Iterator[Sshd]:
 
 
 def connect(server: Sshd, project: Path, **settings: Any) -> SshCluster:
-    known = {"hosts": ["gpu1"], "ssh_config": str(server.folder / "ssh_config"), "python": sys.executable}
+    known = {
+        "hosts": ["gpu1"],
+        "ssh_config": str(server.folder / "ssh_config"),
+        "ssh_options": ["ConnectTimeout=240"],
+        "python": sys.executable,
+    }
     return open_cluster(known | settings, project, Path("/unused"))
 
 
@@ -113,9 +118,10 @@ def test_status_of_what_ended_while_nobody_was_connected_is_known(server: Sshd, 
     flag = project / "flag"
     script = f"import os, time\nwhile not os.path.exists({str(flag)!r}): time.sleep(0.01)\nraise SystemExit(7)"
     process = cluster.start(node, Command("agent", (sys.executable, "-c", script), {}))
+    keeper = parent(process.pid)
     close_links()
     flag.touch()
-    wait_for(lambda: not lives(process.pid), "the program ends", 240)
+    wait_for(lambda: not lives(keeper), "the program ends, and its keeper has written that down", 240)
     later = connect(server, project)
     assert later.find(node, "agent") is None
     process._link = later._to(node)
