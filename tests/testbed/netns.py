@@ -24,6 +24,7 @@ from tests.contracts.cluster import lives
 from tests.testbed import sshd
 from tests.testbed.sshd import Sshd, client_config
 
+GONE_S = 240.0
 _TOOLS = {"ip": "iproute2", "unshare": "util-linux"}
 
 
@@ -104,9 +105,7 @@ class Hosts:
     def down(self) -> None:
         """Remove them, and all that runs on them."""
         for name in self.names:
-            for pid in self.pids(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self._empty(name)
             if name in self.servers:
                 self.servers[name].stop()
             for words in (("link", "del", self._link(name)), ("netns", "del", self.namespace(name))):
@@ -115,6 +114,15 @@ class Hosts:
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
         with contextlib.suppress(OSError):  # only if it was ours alone
             Path("/etc/netns").rmdir()
+
+    def _empty(self, name: str) -> None:
+        """Kill all that runs on a host, and what that has just begun to start."""
+        deadline = time.monotonic() + GONE_S
+        while (pids := self.pids(name)) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
 
     def cut(self, name: str) -> None:
         """Take a host's network away."""

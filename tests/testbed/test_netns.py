@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from cluster import Command
@@ -28,19 +29,20 @@ def test_hosts_are_apart_and_nothing_of_them_is_left() -> None:
             argv = (sys.executable, "-c", WHO.format("GLOO_SOCKET_IFNAME"))
             assert cluster.start(node, Command("who", argv, {})).wait(240) == 0
             # The name resolves to loopback, as on many a real host: gloo must not go by it.
-            assert cluster.read(node, "who.log", 0).split() == [node.name.encode(), b"127.0.1.1", b"eth0"]
+            said = wait_for(partial(cluster.read, node, "who.log", 0), "the node answers").split()
+            assert said == [node.name.encode(), b"127.0.1.1", b"eth0"]
         left = cluster.start(nodes[0], Command("left", (sys.executable, "-c", PAUSE), {}))
         assert left.pid in hosts.programs("node1")
-        assert hosts.programs("node2") == []
+        wait_for(lambda: hosts.programs("node2") == [], "the keeper of what ran there is gone")
         pids = [pid for name in hosts.names for pid in hosts.pids(name)]
         folder, names = hosts.folder, [hosts.namespace(name) for name in hosts.names]
         close_links()
     wait_for(lambda: not any(lives(pid) for pid in pids), "every process is gone", 240)
     assert not folder.exists()
     for words in (["netns", "list"], ["link"]):
-        assert not any(name in said(*words) for name in (*names, hosts._bridge))
+        assert not any(name in told(*words) for name in (*names, hosts._bridge))
     assert not any((Path("/etc/netns") / name).exists() for name in names)
 
 
-def said(*words: str) -> str:
+def told(*words: str) -> str:
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
