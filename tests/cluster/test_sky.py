@@ -50,8 +50,7 @@ class Bed:
         fake_driver.end(self.folder / cluster.nodes(run, 1)[0].name)
 
     def calls(self) -> list[str]:
-        lines = (self.folder / "calls").read_text().splitlines()
-        return [json.loads(line)["do"] for line in lines]
+        return [call["do"] for call in fake_driver.calls(self.folder)]
 
     def end(self) -> None:
         close_links()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +41,8 @@ def configure(bed: Bed, *, spot: bool, skypilot: str = "") -> None:
 
 def launches(bed: Bed) -> list[str]:
     """Return the kinds that were asked for so far."""
-    calls = bed.folder / "calls"
-    found = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-    asked = [call["config"]["resources"]["use_spot"] for call in found if call["do"] == "launch"]
+    calls = fake_driver.calls(bed.folder)
+    asked = [call["config"]["resources"]["use_spot"] for call in calls if call["do"] == "launch"]
     return ["spot" if spot else "on-demand" for spot in asked]
 
 

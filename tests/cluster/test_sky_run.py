@@ -14,7 +14,10 @@ from tests.testbed.runs import Runs, wait_for
 from tests.testbed.sky import fake_driver
 
 NAME = "lost"
-RECIPE = ("recipes/quickstart.py", "--set", "epochs=0.4", "--nodes", "2", "--gpus", "1", "--cluster", "cloud")
+RECIPE = (
+    *("recipes/quickstart.py", "--set", "epochs=8", "--set", "snapshots.steps=4"),
+    *("--nodes", "2", "--gpus", "1", "--cluster", "cloud"),
+)
 
 
 @pytest.fixture

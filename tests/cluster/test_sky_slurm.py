@@ -78,9 +78,10 @@ def test_run_goes_on_after_slurm_took_its_nodes(bed: SlurmBed, tmp_path: Path) -
     config = tmp_path / "clusters.toml"
     config.write_text(ENTRY)
     runs = Runs(tmp_path, FGLAUNCH_CLUSTERS=str(config), **bed.env)
-    recipe = ("recipes/quickstart.py", "--set", "epochs=0.6", "--nodes", "2", "--gpus", "1", "--cluster", "bed")
+    recipe = ("recipes/quickstart.py", "--set", "epochs=8", "--set", "snapshots.steps=4")
+    where = ("--nodes", "2", "--gpus", "1", "--cluster", "bed")
     try:
-        with runs.start(NAME, *recipe, "--name", NAME) as run:
+        with runs.start(NAME, *recipe, *where, "--name", NAME) as run:
             manifests = runs.folder / "store" / "runs" / NAME / "manifests"
             wait_for(lambda: run.process.poll() is not None or any(manifests.glob("*")), "a snapshot is committed", 400)
             assert run.process.poll() is None, run.output()

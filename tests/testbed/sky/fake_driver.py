@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-LOST_S = 10.0
+LOST_S = 240.0
 PRICES = {True: 1.5, False: 4.0}
 
 
@@ -113,10 +113,17 @@ class FakeSky:
         (self.folder / f"job-{job}").unlink()
 
     def logs(self, cluster: str, job: int) -> str:
-        return (self.home(cluster, 0) / "job.log").read_text()
+        """Return what a job has said, once it has said something: all do, as soon as they run."""
+        log, deadline = self.home(cluster, 0) / "job.log", time.monotonic() + LOST_S
+        while not log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return log.read_text()
 
     def down(self, cluster: str) -> None:
         end(self.folder / cluster)
+        with contextlib.suppress(ChildProcessError):  # the jobs were this process's
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def home(self, cluster: str, rank: int) -> Path:
         return self.folder / cluster / f"home{rank}"
@@ -153,9 +160,7 @@ def end(machines: Path) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        time.sleep(0.02)
     shutil.rmtree(machines, ignore_errors=True)
     for file in Path(f"/tmp/fglaunch-{os.getuid()}").glob(f"{machines.name}-*.sock"):
         with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
@@ -179,6 +184,13 @@ def _has(pid: int, needle: bytes) -> bool:
         return _lives(pid) and needle in Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return False
+
+
+def calls(folder: Path) -> list[dict[str, Any]]:
+    """Return what was asked so far, also while somebody asks."""
+    file = folder / "calls"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def make(folder: Path) -> Path:

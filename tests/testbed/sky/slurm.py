@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbed.s3 import die_with_parent, free_port
+from tests.testbed.ports import free_port
+from tests.testbed.s3 import die_with_parent
 
 SCRIPT = Path(__file__).with_name("slurm_bed.sh")
 PROGRAMS = ("unshare", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "sshd", "rsync", "socat", "nc")
-READY_S = 180.0
+READY_S = 480.0
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 

@@ -113,7 +113,7 @@ cat >"$home/.sky/config.yaml" <<E
 allowed_clouds: [slurm]
 E
 "$(dirname "$python")/sky" api start >"$D/log/api.log" 2>&1 </dev/null
-for _ in $(seq 200); do
+for _ in $(seq 1200); do
     [ "$(SLURM_CONF=$D/slurm.conf timeout 3 sinfo -h -o '%T %D' 2>/dev/null)" = "idle 2" ] && echo ready && break
     sleep 0.1
 done
