@@ -11,7 +11,7 @@ import pytest
 from cluster import ClusterError, Node, Occupied, Request
 from cluster.slurm import SlurmCluster, open_cluster, open_queue
 from launcher.ownership import refuse_beside
-from tests.contracts.cluster import OTHER, OWNER, ClusterContract, Starter
+from tests.contracts.cluster import OTHER, OWNER, ClusterContract, Starter, lives
 from tests.testbed import slurm as testbed
 from tests.testbed.runs import wait_for
 
@@ -93,7 +93,7 @@ class TestSlurmCluster(ClusterContract):
         child = wait_for(lambda: children.read_text().split(), "the program has a child", 240)[0]
         doomed.kill()
         assert doomed.poll() == -signal.SIGKILL
-        wait_for(lambda: not Path(f"/proc/{child}").exists(), "the child is gone", 240)
+        wait_for(lambda: not lives(int(child)), "the child is gone", 240)
         assert other.poll() is None
         wait_for(lambda: len(slurm.steps(job)) == 1, "the step is gone", 240)
 
@@ -101,7 +101,8 @@ class TestSlurmCluster(ClusterContract):
         self, start: Starter, slurm: testbed.SlurmCluster, job: str
     ) -> None:
         process = start("import signal; signal.pause()")
-        slurm.call("scancel", slurm.steps(job)[0].split()[0], check=False)
+        [step] = wait_for(lambda: len(found := slurm.steps(job)) == 1 and found, "the steps before are gone", 240)
+        slurm.call("scancel", step.split()[0], check=False)
         assert wait_for(lambda: process.poll(), "the step ends", 240) in (-signal.SIGTERM, -signal.SIGKILL)
 
     def test_folder_that_is_not_shared_is_told(self, cluster: SlurmCluster, node: Node, tmp_path: Path) -> None:
@@ -165,6 +166,9 @@ def test_job_asks_for_another_allocation(
     queue = open_queue({"at_limit": at_limit, "gres": ""}, Path("/"), tmp_path)
     root = str(Path(testbed.__file__).parents[2])
     job = queue.submit(Request("run", 1, 1, ("-c", _ASKS_ONCE, root, str(tmp_path / "mark"), at_limit)))
+    wait_for((tmp_path / "mark").exists, "the first job runs", 240)
+    if same:
+        slurm.hurry(job)
     wait_for((tmp_path / "second").exists, "the second job runs", 240)
     successor = (tmp_path / "second").read_text()
     assert (successor == job) is same

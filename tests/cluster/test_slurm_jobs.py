@@ -9,7 +9,7 @@ import pytest
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
 from launcher.takeover import last_term
-from tests.testbed.light_agent import write_python
+from tests.testbed.light_agent import hold, write_python
 from tests.testbed.runs import LiveRun, Runs, wait_for
 from tests.testbed.slurm import SlurmCluster, running
 
@@ -50,6 +50,10 @@ def lost(run: LiveRun) -> int:
     return sum(len(steps) - len(set(steps)) for steps in [[e["step"] for e in run.events() if e["event"] == "step"]])
 
 
+def wait_attempt(run: LiveRun, number: int) -> None:
+    wait_for(lambda: len(attempts(run)) >= number, f"attempt {number} begins")
+
+
 def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
     wait_for(lambda: not slurm.state(job), "the job is over", 240)
     wait_for(lambda: not runs.processes(), "every process of the run is gone", 240)
@@ -57,10 +61,14 @@ def assert_nothing_left(runs: Runs, slurm: SlurmCluster, job: str) -> None:
 
 @pytest.mark.chaos
 def test_job_told_that_its_time_is_over_is_gone_on_with(runs: Runs, slurm: SlurmCluster) -> None:
-    with runs.start("told", *RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "told") as run:
-        run.wait_step(7)
+    gate = hold(runs.work, "told", 8)
+    with runs.start("told", *RECIPE, "--set", "epochs=1", "--cluster", "same", "--name", "told") as run:
+        run.wait_step(8)
         job = row(runs, "told")["job"]
         slurm.call("scancel", "--batch", "--signal=USR1", job)
+        slurm.hurry(job)
+        wait_attempt(run, 2)
+        gate.unlink()
         assert run.wait() == 0, run.output()
         assert (len(attempts(run)), lost(run)) == (2, 0)
     assert row(runs, "told")["state"] == "finished"
@@ -69,10 +77,14 @@ def test_job_told_that_its_time_is_over_is_gone_on_with(runs: Runs, slurm: Slurm
 
 
 def test_job_that_slurm_puts_back_is_gone_on_with(runs: Runs, slurm: SlurmCluster) -> None:
-    with runs.start("back", *RECIPE, "--set", "epochs=2", "--cluster", "same", "--name", "back") as run:
-        run.wait_step(7)
+    gate = hold(runs.work, "back", 8)
+    with runs.start("back", *RECIPE, "--set", "epochs=1", "--cluster", "same", "--name", "back") as run:
+        run.wait_step(8)
         job = row(runs, "back")["job"]
         slurm.call("scontrol", "requeue", job)
+        slurm.hurry(job)
+        wait_attempt(run, 2)
+        gate.unlink()
         assert run.wait() == 0, run.output()
         assert (len(attempts(run)), lost(run)) == (2, 0)
     assert row(runs, "back")["job"] == job
@@ -81,10 +93,13 @@ def test_job_that_slurm_puts_back_is_gone_on_with(runs: Runs, slurm: SlurmCluste
 
 def test_preempted_job_uses_its_time_of_grace(runs: Runs, slurm: SlurmCluster) -> None:
     """Slurm tells the steps only, and ends the job a while later: by then it has made way by itself."""
+    hold(runs.work, "taken", 8)
     with runs.start("taken", *RECIPE, "--cluster", "other", "--name", "taken") as run:
-        run.wait_step(7)
+        run.wait_step(8)
         first = row(runs, "taken")["job"]
         slurm.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+        wait_attempt(run, 2)
+        hold(runs.work, "taken", 20)
         run.wait_step(20, attempt=2)
         second = row(runs, "taken")["job"]
         assert second != first
@@ -96,21 +111,23 @@ def test_preempted_job_uses_its_time_of_grace(runs: Runs, slurm: SlurmCluster) -
 
 
 def test_killed_step_is_started_again_and_a_cancelled_job_leaves_nothing(runs: Runs, slurm: SlurmCluster) -> None:
+    hold(runs.work, "hurt", 8)
     with runs.start("hurt", *RECIPE, "--cluster", "same", "--name", "hurt") as run:
-        run.wait_step(7)
+        run.wait_step(8)
         job = row(runs, "hurt")["job"]
         agent = next(s.split()[0] for s in slurm.steps(job) if s.endswith("agent node1"))
         slurm.call("scancel", "--ctld", "--signal=KILL", agent, check=False)
+        wait_attempt(run, 2)
+        hold(runs.work, "hurt", 12)
         run.wait_step(12, attempt=2)
         assert row(runs, "hurt")["job"] == job
         slurm.call("scancel", job)
         assert run.wait() == 130, run.output()
         assert f"hurt is stopped: job {job} was called off" in run.output()
-        done = max(e["step"] for e in run.events() if e["event"] == "step")
-        assert [e["step"] for e in run.events()][-1] == done
-        assert run.events()[-1]["event"] == "snapshot"
+        assert_nothing_left(runs, slurm, job)
+        last = run.events()[-1]
+        assert (last["event"], last["step"]) == ("snapshot", 12)
     assert row(runs, "hurt")["state"] == "stopped"
-    assert_nothing_left(runs, slurm, job)
 
 
 def test_job_whose_run_reaches_a_limit_is_not_followed_by_another(runs: Runs, slurm: SlurmCluster) -> None:

@@ -2,6 +2,7 @@
 
 `write_python(folder)` makes an interpreter that runs these in place of `python -m fgtrain.agent` and others. The first
 node's agent takes a step every now and then and commits one every fifth; told to stop, it commits the step it is at.
+It goes no further than the number in a file `gate` of the run's working folder, while there is one: see `hold`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ def write_python(folder: Path) -> Path:
     return file
 
 
+def hold(work: Path, run: str, step: int) -> Path:
+    """Have a run go no further than a step; returns the file that says so."""
+    (work / run).mkdir(parents=True, exist_ok=True)
+    gate = work / run / "gate"
+    gate.write_text(str(step))
+    return gate
+
+
 class Agent:
     """A node's agent and its only rank."""
 
@@ -42,6 +51,7 @@ class Agent:
         self.steps = self.runs.read("run.json", RunFile).plan.steps
         self.step = max((int(n.split("-")[0]) for n in self.runs.manifest_names()), default=0)
         self.events, self.stop, self.attempt = folder / "events.jsonl", False, 0
+        self.gate = folder.parent / "gate"
         signal.signal(signal.SIGTERM, self._stop)
 
     def _stop(self, signum: int, frame: object) -> None:
@@ -56,6 +66,15 @@ class Agent:
             self.runs.store.put(self.runs.key(f"manifests/{self.step:08d}-{self.attempt:05d}"), b"")
         self.event("snapshot", bytes_new=0)
 
+    def held(self) -> bool:
+        """Tell whether it is to stay at this step for now."""
+        try:
+            return self.step >= int(self.gate.read_text())
+        except FileNotFoundError:
+            return False
+        except ValueError:  # it is just being written
+            return True
+
     def lead(self) -> int:
         """Train."""
         from fgtrain.runstore import Result
@@ -64,6 +83,8 @@ class Agent:
         self.event("attempt", attempt=self.attempt, steps=self.steps, world=1, tier="")
         while self.step < self.steps and not self.stop:
             time.sleep(STEP_S)
+            if self.held():
+                continue
             self.step += 1
             self.event("step", epoch=0.0, loss=0.0, lr=0.0, images_per_s=0.0)
             if self.step % 5 == 0:

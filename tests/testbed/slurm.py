@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,21 +24,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.s3 import die_with_parent, free_port
+from tests.testbed.ports import free_port
+from tests.testbed.s3 import die_with_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel")
-READY_S = 60.0
+READY_S = 240.0
 SBIN = "/usr/sbin"
 GPUS = 4
-GRACE_S = 8
+GRACE_S = 120
 
 _CONF = """\
 ClusterName=testbed
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
 AuthType=auth/munge
-# A requeued job waits until the credential of its last start has expired: 120 s by default.
-AuthInfo=socket={folder}/munge/socket,cred_expire=5
+AuthInfo=socket={folder}/munge/socket
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
@@ -56,7 +57,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
-KillWait=20
+KillWait=120
 OverTimeLimit=0
 SlurmctldTimeout=30
 SlurmdTimeout=60
@@ -93,6 +94,15 @@ class SlurmCluster:
         """Return a job's state in short form, as `PD` or `R`; empty once it has ended."""
         return self.call("squeue", "--noheader", "--jobs", job, "--format=%t", check=False)
 
+    def hurry(self, job: str) -> None:
+        """Let a job that is put back start: else it waits two minutes, until the credential of its last start expires.
+
+        (That could be a shorter time, in which a node that is held up starts nothing.) Not at once: what was granted in
+        the second in which the job was put back is revoked.
+        """
+        self._until(lambda: self.state(job) == "PD", "the job is put back")
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+
     def steps(self, job: str) -> list[str]:
         """Return the running steps of a job as `job.step name node`, its batch script aside."""
         out = self.call("squeue", "--steps", "--noheader", "--format=%i %j %N")
@@ -104,7 +114,7 @@ class SlurmCluster:
         """Hold nodes in a job without a program; yields its number."""
         argv = ["salloc", "--no-shell", f"--nodes={nodes}", "--exclusive", f"--gres=gpu:{GPUS}"]
         done = subprocess.run(argv, env=os.environ | self.env, capture_output=True, text=True, timeout=240, check=True)
-        job = done.stderr.split()[-1]
+        [job] = re.findall(r"Granted job allocation (\d+)", done.stderr)  # on a slow machine it says more
         try:
             yield job
         finally:
@@ -121,7 +131,7 @@ class SlurmCluster:
         munge = self.folder / "munge"
         self._daemon("munged", "--foreground", "--force", f"--socket={munge}/socket", f"--key-file={munge}/key",
                      f"--pid-file={munge}/pid", f"--seed-file={munge}/seed", f"--log-file={munge}/log")  # fmt: skip
-        self._until((munge / "socket").exists, "munged")
+        self._until(lambda: _listens(munge / "socket"), "munged")
         self._daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         for i in range(self.nodes):
             self._daemon("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", f"node{i + 1}")
@@ -190,6 +200,11 @@ class SlurmCluster:
                 if needle in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
                     found.append(int(folder.name))
         return found
+
+
+def _listens(file: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(file)) == 0
 
 
 def running(nodes: int) -> Iterator[SlurmCluster]:
