@@ -13,7 +13,7 @@ from tests.testbed.slurm import SlurmCluster, running
 pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 
 RECIPE = (
-    *("recipes/quickstart.py", "--set", "determinism=bits", "--set", "epochs=1.6"),
+    *("recipes/quickstart.py", "--set", "determinism=bits", "--set", "epochs=6"),
     *("--set", "snapshots.steps=6", "--set", "snapshots.seconds=null"),
 )
 QUEUED = ("--cluster", "lab", "--nodes", "2", "--gpus", "1")
@@ -71,6 +71,7 @@ def test_run_over_two_jobs_and_a_requeue_ends_with_the_same_bits(runs: Runs, slu
         second = job_of(runs, "moved")
         assert second != first
         slurm.call("scontrol", "requeue", second)
+        slurm.hurry(second)
         assert run.wait() == 0, run.output()
         attempts = [e["step"] for e in run.events() if e["event"] == "attempt"]
         assert f"job {second}: RUNNING" in run.output()
@@ -86,7 +87,7 @@ def test_run_over_two_jobs_and_a_requeue_ends_with_the_same_bits(runs: Runs, slu
 
 
 def test_killed_step_is_replaced_and_scancel_leaves_nothing(runs: Runs, slurm: SlurmCluster) -> None:
-    with runs.start("hurt", *RECIPE, *QUEUED, "--set", "epochs=16", "--name", "hurt") as run:
+    with runs.start("hurt", *RECIPE, *QUEUED, "--set", "epochs=400", "--name", "hurt") as run:
         run.wait_step(7)
         job = job_of(runs, "hurt")
         agents = [s.split()[0] for s in slurm.steps(job) if s.endswith("agent node2")]

@@ -121,19 +121,25 @@ class LiveRun:
         """Wait until an attempt has got to a step."""
 
         def there() -> bool:
-            assert self.process.poll() is None, f"the run ended early:\n{self.output()}"
+            ended = self.process.poll() is not None  # looked at first: what it did until then counts
             seen = self.events()
             begun = [i for i, e in enumerate(seen) if e["event"] == "attempt" and e["attempt"] >= attempt]
-            return bool(begun) and any(e["event"] == "step" and e["step"] >= step for e in seen[begun[0] :])
+            reached = bool(begun) and any(e["event"] == "step" and e["step"] >= step for e in seen[begun[0] :])
+            assert reached or not ended, f"the run ended early:\n{self.output()}"
+            return reached
 
         wait_for(there, f"{self.name} reaches step {step} in attempt {attempt}")
 
     def wait_snapshot(self, step: int) -> None:
         """Wait until a snapshot at or past a step is committed."""
-        wait_for(
-            lambda: any(e["event"] == "snapshot" and e["step"] >= step for e in self.events()),
-            f"{self.name} commits step {step}",
-        )
+
+        def there() -> bool:
+            ended = self.process.poll() is not None
+            committed = any(e["event"] == "snapshot" and e["step"] >= step for e in self.events())
+            assert committed or not ended, f"the run ended early:\n{self.output()}"
+            return committed
+
+        wait_for(there, f"{self.name} commits step {step}")
 
     def workers(self) -> list[int]:
         """Return the process IDs of its ranks, in order of node."""
