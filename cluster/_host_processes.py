@@ -90,7 +90,7 @@ def start(
 
 def status(folder: str, name: str, record: Mapping[str, Any]) -> int | None:
     """Return a program's exit status, or None while it runs; of one that left no word (a reboot), SIGKILL's."""
-    lives = token(record["keeper"]) == record["keeper_token"] or token(record["pid"]) == record["token"]
+    lives = _is_there(record["keeper"], record["keeper_token"]) or _is_there(record["pid"], record["token"])
     code = _exit_status(_place(folder, name), record["nonce"])  # after the look at the keeper, which writes, then ends
     return code if code is not None or lives else -signal.SIGKILL
 
@@ -107,7 +107,7 @@ def find(folder: str, name: str) -> dict[str, Any] | None:
 
 def terminate(folder: str, name: str, record: Mapping[str, Any]) -> None:
     """Send SIGTERM to a program, if it runs."""
-    if token(record["pid"]) == record["token"]:
+    if _is_there(record["pid"], record["token"]):
         with contextlib.suppress(ProcessLookupError):
             os.kill(record["pid"], signal.SIGTERM)
 
@@ -120,11 +120,16 @@ def kill(folder: str, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def strike() -> Sequence[int]:
-        leader = record["pid"] if token(record["pid"]) == record["token"] else None
+        leader = record["pid"] if _is_there(record["pid"], record["token"]) else None
         return _marks.strike(record["mark"], leader)
 
     left = _marks.end(strike, _ROUND_S)
     return {"left": left, "spelled": _marks.spell(left), "code": status(folder, name, record)}
+
+
+def _is_there(pid: int, known: str | None) -> bool:
+    """Tell whether a process lives; of one that ended before its keeper looked, no token is known."""
+    return known is not None and token(pid) == known
 
 
 def _place(folder: str, name: str) -> Path:

@@ -71,6 +71,14 @@ def test_program_of_before_a_reboot_counts_as_killed(tmp_path: Path) -> None:
     ]
 
 
+def test_program_that_ended_before_its_keeper_looked_is_not_there(tmp_path: Path) -> None:
+    which = {"folder": str(tmp_path / "node"), "name": "agent", "record": RECORD | {"token": None}}
+    assert [a["value"] for a in ask({"do": "status", **which}, {"do": "kill", **which})] == [
+        -signal.SIGKILL,
+        {"left": [], "spelled": "", "code": -signal.SIGKILL},
+    ]
+
+
 @pytest.fixture
 def immortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGKILL does nothing, as to what waits in the kernel."""
