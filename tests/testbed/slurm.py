@@ -24,8 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.ports import free_port
-from tests.testbed.s3 import die_with_parent
+from tests.testbed.s3 import die_with_parent, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel")
 READY_S = 240.0

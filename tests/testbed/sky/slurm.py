@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbed.ports import free_port
-from tests.testbed.s3 import die_with_parent
+from tests.testbed.s3 import die_with_parent, free_port
 
 SCRIPT = Path(__file__).with_name("slurm_bed.sh")
 PROGRAMS = ("unshare", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "sshd", "rsync", "socat", "nc")
