@@ -127,9 +127,9 @@ def keep(folder: str, name: str) -> bool:
 
 
 def linked(folder: str, names: Sequence[str]) -> list[str]:
-    """Return what the links of these names in a run's folder lead to; of one that is not there, nothing."""
+    """Return by links of which of these names, in a run's folder, it has which version of something: NAME=VERSION."""
     places = (Path(folder) / name for name in names)
-    return [os.readlink(str(place)) for place in places if place.is_symlink()]  # noqa: PTH115  (it is new in 3.9)
+    return [f"{place.name}={Path(os.readlink(str(place))).name}" for place in places if place.is_symlink()]  # noqa: PTH115
 
 
 # -- environments -------------------------------------------------------------------------------------------------

@@ -194,7 +194,8 @@ class SshCluster(ByThreads):
 
     def version(self, node: Node) -> str:
         """See `Versioned`."""
-        return " ".join(self._to(node).ask("linked", folder=node.folder, names=["modules", "project", "env"]).value)
+        names = ["modules", "project", "env"]
+        return " ".join(self._to(node).ask("linked", folder=node.folder, names=names).value)
 
     def silence_s(self, node: Node) -> float:
         """See `Cluster`."""

@@ -26,7 +26,9 @@ class Seat:
     """A node's place in the run.
 
     `due` says when to start its agent, in the clock's seconds; None: not before somebody says so. `failures` counts the
-    starts that came to nothing in a row; `endpoint` is where its agent was last told to meet the others.
+    starts that came to nothing in a row; `endpoint` is where its agent was last told to meet the others. A node that
+    joined a run that went well without it is on `probation` until it has taken a step: that is the attempt that was the
+    newest when it joined.
     """
 
     node: Node
@@ -34,6 +36,7 @@ class Seat:
     due: float | None = None
     failures: int = 0
     endpoint: str = ""
+    probation: int | None = None
 
 
 class Fleet:
@@ -58,6 +61,7 @@ class Fleet:
         self.stores = Stores(cluster, run.name, self._start, self._code, self._abandon)
         self._abandoned: list[tuple[Node, Process]] = []
         self._former: list[Node] = []
+        self._strays: list[Node] = []  # an earlier supervisor did without what runs there
         self._helpers: list[Process] = []
 
     @property
@@ -79,8 +83,19 @@ class Fleet:
             self.abandon(seat)
         else:
             self.end_agents([seat])
+        self.stores.leave_spare(seat.node)
         self.seats.remove(seat)
         self._former.append(seat.node)
+
+    @property
+    def gone(self) -> list[Node]:
+        """Nodes that are done without, on which something may still run."""
+        return [*(node for node, _ in self._abandoned), *self._strays]
+
+    @property
+    def former(self) -> set[str]:
+        """The names of nodes that had a seat, and have none any more."""
+        return {n.name for n in self._former} - {n.name for n in self.nodes}
 
     def name_at(self, folder: str) -> str:
         """Return the name of the node whose folder this is, or was; nothing if there was none."""
@@ -167,10 +182,13 @@ class Fleet:
         if len(own) < len(term.nodes):
             return False
         agents = find_each(self._cluster, own, "agent")
-        seats = [Seat(n, a, due=now, endpoint=term.endpoint) for n, a in zip(own, agents, strict=True)]
+        seats = [
+            Seat(n, a, due=now, endpoint=term.endpoint, probation=0 if n.name in term.probation else None)
+            for n, a in zip(own, agents, strict=True)
+        ]
         if not any(seat.agent for seat in seats) or not self.stores.adopt(term.endpoint, places):
             return False
-        self.seats = seats
+        self.seats, self._strays = seats, list(term.gone)
         return True
 
     # -- agents ---------------------------------------------------------------------------------------------------
@@ -252,6 +270,11 @@ class Fleet:
         """Do what could not be done while nodes were silent: tell agents where they meet, kill what was abandoned."""
         self.tell()
         self._end(self._found_again())
+        back = [node for node in self._strays if not self._cluster.silence_s(node)]
+        self._strays = [node for node in self._strays if node not in back]
+        for name in ("agent", "rendezvous"):
+            there = [n for n in back if n not in (self.nodes if name == "agent" else [self.stores.place])]
+            each(self._cluster, partial(kill_all, self._cluster, name=name), there)
 
     def _found_again(self) -> list[Process]:
         """Return what was abandoned and can be killed now; it is not remembered any more."""
@@ -287,7 +310,9 @@ class Fleet:
             return self._cluster.start(node, Command("forget", argv, {}))
 
         # A node that is gone has nothing to free. All at once: Ctrl-C waits for this.
-        freeing = [p for p in each(self._cluster, free, self.nodes) if not isinstance(p, ClusterError)]
+        freeing = [
+            p for p in each(self._cluster, free, [*self.nodes, *self._former]) if not isinstance(p, ClusterError)
+        ]
         each(self._cluster, lambda process: process.wait(_FORGET_TIMEOUT_S), freeing)
 
     def unhang(self, slots: Mapping[str, Sequence[int]]) -> Iterator[ClusterError]:

@@ -20,7 +20,7 @@ from launcher import exclusions
 from launcher.clusters import find_cluster, work_root
 from launcher.display import make_display
 from launcher.fleet import seat_count
-from launcher.furnishing import all_ready
+from launcher.furnishing import furnish
 from launcher.outcome import Outcome
 from launcher.ownership import owner_of
 from launcher.precheck import check_hardware
@@ -127,15 +127,15 @@ def make_ready(
         Occupied: another run of its name is at work on one.
         ClusterError: there are not enough nodes, or one cannot be made.
     """
-    nodes, owner = usable_nodes(runs, cluster_name, cluster, world), owner_of(run, runs.store.url)
+    owner = owner_of(run, runs.store.url)
     if isinstance(cluster, Rented):
+        nodes = usable_nodes(runs, cluster_name, cluster, world)
         for node in nodes:
             cluster.claim(node, owner)
         if cluster.held(runs.run) is None:
             offers(cluster, len(nodes), deadline=deadline)
         return
-    all_ready(cluster, meeting_places(cluster, runs.run, []), owner)
-    all_ready(cluster, nodes, owner, least=world.nodes)  # its supervisor tells of the others
+    furnish(cluster, owner, world, exclusions.excluded_names(runs, cluster_name))  # its supervisor tells of the rest
 
 
 def offers(cluster: Rented, count: int, *, deadline: bool) -> list[Offer]:

@@ -6,51 +6,82 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster import Cluster, ClusterError, Node, Occupied, Owner, Rented
+from fgtrain.plan import World
+from launcher import exclusions
+from launcher.fleet import seat_count
+from launcher.stores import meeting_places
 
 _AT_ONCE = 16
 
 
-def all_ready(
+def furnish(
     cluster: Cluster,
-    nodes: Sequence[Node],
     owner: Owner,
-    *,
-    least: int | None = None,
+    world: World,
+    excluded: set[str],
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Node]:
-    """Make nodes a run's own, and ready, several at once: an environment takes a machine minutes to make.
+    """Return nodes that a run begins on, ready, none of them excluded: as many as are to be had.
 
     Args:
         cluster: theirs.
-        nodes: which.
         owner: the run.
-        least: how many will do, where they are not rented; the others are told of, and done without. None: all.
-        note: is told.
-
-    Returns:
-        Those that are ready.
+        world: how many it wishes for, and needs.
+        excluded: names of nodes that are not used.
+        note: is told of those that cannot be made ready.
 
     Raises:
         Occupied: another run of its name is at work on one; none was made ready.
-        ClusterError: one cannot be, and is needed.
+        ClusterError: there are fewer than the run needs.
+    """
+    all_ready(cluster, meeting_places(cluster, owner.run, []), owner)
+    refused: dict[str, ClusterError] = {}
+    while True:
+        try:
+            out = excluded | refused.keys()
+            nodes = exclusions.pick(cluster, owner.run, seat_count(world), out, least=world.nodes)
+        except ClusterError:
+            if refused:
+                raise next(iter(refused.values())) from None
+            raise
+        bad = _refusals(cluster, nodes, owner)
+        if not bad:
+            return nodes
+        for name, error in bad.items():
+            note(f"{name} is done without: {error}")
+        refused |= bad
+
+
+def all_ready(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> None:
+    """Make nodes a run's own, and ready, several at once: an environment takes a machine minutes to make.
+
+    Raises:
+        Occupied: another run of its name is at work on one; none was made ready.
+        ClusterError: one cannot be.
+    """
+    for error in _refusals(cluster, nodes, owner).values():
+        raise error
+
+
+def _refusals(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> dict[str, ClusterError]:
+    """Do as `all_ready` does; returns why some of them cannot be had, by name.
+
+    Raises:
+        Occupied: another run of its name is at work on one; none was made ready.
+        ClusterError: they are rented, and cannot be had.
     """
     all_ = list(dict.fromkeys(nodes))
     if all_ and isinstance(cluster, Rented):
         _rented_ready(cluster, all_, owner)
-        return all_
+        return {}
     refused = dict(_refused(lambda node: cluster.claim(node, owner), all_))
     if occupied := next((e for e in refused.values() if isinstance(e, Occupied)), None):
         raise occupied
-    refused |= _refused(cluster.make_ready, [n for n in all_ if n not in refused])
-    if refused and len(all_) - len(refused) < (len(all_) if least is None else least):
-        raise next(iter(refused.values()))
-    for node, error in refused.items():
-        note(f"{node.name} is done without: {error}")
-    return [n for n in all_ if n not in refused]
+    return refused | dict(_refused(cluster.make_ready, [n for n in all_ if n.name not in refused]))
 
 
-def _refused(do: Callable[[Node], None], nodes: Sequence[Node]) -> Iterator[tuple[Node, ClusterError]]:
-    """Do something on nodes, several at once; yields those that refuse, and why."""
+def _refused(do: Callable[[Node], None], nodes: Sequence[Node]) -> Iterator[tuple[str, ClusterError]]:
+    """Do something on nodes, several at once; yields the names of those that refuse, and why."""
 
     def tried(node: Node) -> ClusterError | None:
         try:
@@ -64,7 +95,7 @@ def _refused(do: Callable[[Node], None], nodes: Sequence[Node]) -> Iterator[tupl
     else:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             said = list(pool.map(tried, nodes))
-    yield from ((node, error) for node, error in zip(nodes, said, strict=True) if error)
+    yield from ((node.name, error) for node, error in zip(nodes, said, strict=True) if error)
 
 
 def _rented_ready(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> None:

@@ -7,6 +7,7 @@ of ranks that only lost or follow others, more time is given to whoever knows wh
 
 from __future__ import annotations
 
+from collections.abc import Collection, Container
 from typing import NamedTuple
 
 from fgtrain.ladder import NOT_ENOUGH
@@ -18,6 +19,7 @@ from launcher.supervision import Supervision
 SETTLE_S = 1.5  # longer than the period in which the store is looked at
 PEERS_S = 5.0  # longer than it takes to find that a node is silent, as --detect comes
 _SAME_S = 20.0  # all agents find out that a node is gone; one that leaves ends when its last lines are shipped
+_ANYONES: tuple[Kind, ...] = ("user", "oom", "capacity", "hang", "error", "lost")
 _ADVICE: dict[Kind, str] = {
     "oom": "; a smaller batch.micro needs less memory, and trains the same",
     "capacity": "; make room, or add nodes",
@@ -35,14 +37,15 @@ class Verdict(NamedTuple):
 class Decision(NamedTuple):
     """What an incident comes to: its cause, all its signs, how to try again, or why not.
 
-    `apart`: the node that it has to do with is not counted on, and the run has done nothing wrong.
+    `blamed`: nodes that are not counted on, and took part or brought it about: to be done without. The run itself has
+    done nothing wrong then, as far as can be told.
     """
 
     cause: Sign
     signs: tuple[Sign, ...]
     retry: Try
     verdict: Verdict | None
-    apart: bool = False
+    blamed: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -63,8 +66,6 @@ class Incidents:
         self._spoken: set[str] = set()  # nodes whose agent has told of an exit since the newest attempt began
         self._gone: dict[str, float] = {}  # nodes that agents have told to be gone, with when they first did
         self._open: list[Sign] = []
-        self.apart: set[str] = set()
-        """Nodes that are not counted on (yet, or any more): what they cause is no try of the run."""
         self._opened_at = 0.0
         self._opened_in = 0
 
@@ -77,10 +78,6 @@ class Incidents:
     def open_nodes(self) -> set[str]:
         """The nodes that the incident that is not decided yet has to do with."""
         return {s.node for s in self._open}
-
-    def undecided(self, node: str) -> bool:
-        """Tell whether it is to be decided first whether a node's agent is started again."""
-        return node in self.open_nodes or node in self.apart
 
     def attempt(self, attempt: int, step: int) -> None:
         """An attempt began at a step."""
@@ -124,8 +121,16 @@ class Incidents:
         if len(self._open) == 1:
             self._opened_in = max(self._opened_in, sign.attempt)
 
-    def decide(self, now: float) -> Decision | None:
-        """Return what to do about the incident, if there is one and all who have a word on it have had time."""
+    def decide(self, now: float, apart: Container[str] = (), tried: Collection[str] = ()) -> Decision | None:
+        """Return what to do about the incident, if there is one and all who have a word on it have had time.
+
+        Args:
+            now: the time.
+            apart: nodes that are not counted on (yet, or any more): what they cause is no try of the run.
+            tried: those that take part for the first time, and have not taken a step: what goes wrong anywhere is put
+                down to them, for a link or a library that fails shows on others, too. If it was not theirs, it comes
+                again without them.
+        """
         mistake = any(s.kind == "user" for s in self._open)
         settled_s = PEERS_S if all(s.peer for s in self._open) else SETTLE_S
         if not self._open or (now - self._opened_at < settled_s and not mistake):
@@ -135,8 +140,9 @@ class Incidents:
         self._judged = max(self._judged, self._opened_in)
         self._opened_at, self._opened_in = now, max(self._newest, *(s.attempt for s in self._open), 0)
         first = cause(signs)
-        if first.node in self.apart:
-            return Decision(first, signs, Try(allowed=True, delay_s=0.0, number=0, of=0), None, apart=True)
+        blamed = (first.node,) if first.node in apart else tuple(sorted(tried)) if first.kind in _ANYONES else ()
+        if blamed:
+            return Decision(first, signs, Try(allowed=True, delay_s=0.0, number=0, of=0), None, blamed)
         repeated = self._poison.repeated(signs, self._begins)
         retry = self._ledger.spend(first.kind)
         return Decision(first, signs, retry, self._verdict(first, repeated, retry))

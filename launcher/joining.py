@@ -6,12 +6,12 @@ causes is its own affair, costs the run none of its tries, and the node is done 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
 from cluster import ClusterError, Node, Rented, Versioned
-from fgtrain.errors import FglaunchError
+from fgtrain.errors import Corrupt, FglaunchError, StoreError
 from fgtrain.pulse import Phase
 from launcher import exclusions, precheck, replacing
 from launcher.abreast import aside
@@ -51,18 +51,13 @@ class Joining:
         self._search: Future[_Found] | None = None
         self._next = 0.0
         self._away: dict[str, _Away] = {}
-        self._probation: dict[str, int] = {}  # with the attempt that was the newest when it was seated
 
     def stop(self) -> None:
         """Look no more; a search that is under way ends as soon as it can."""
         self._over = True
 
     def look(self, now: float) -> None:
-        """Give a seat to a node that was found, and look for the next if seats are missing.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
+        """Give a seat to a node that was found, and look for the next if seats are missing."""
         self._admit()
         if self._search and self._search.done():
             search, self._search = self._search, None
@@ -74,46 +69,59 @@ class Joining:
             away = {name: one.why for name, one in self._away.items() if one.until > now}
             self._search = aside(self._site.cluster, lambda: self._find(taken, endpoint, away))
 
-    def dismiss(self, cause: Sign, now: float) -> None:
-        """Do without a node that is not counted on, and leave it alone for a while."""
-        if seat := self._fleet.seat(cause.node):
+    def uncounted(self) -> tuple[set[str], set[str]]:
+        """Return the nodes that are not counted on, and those of them that take part for the first time just now."""
+        self._admit()
+        on_probation = {s.node.name: s.probation for s in self._fleet.seats if s.probation is not None}
+        tried = {name for name, attempt in on_probation.items() if self._incidents.newest > attempt}
+        return on_probation.keys() | self._fleet.former, tried
+
+    def dismiss(self, cause: Sign, names: Collection[str], now: float) -> None:
+        """Do without nodes that are on probation, and leave them alone for a while, or for good if one is broken."""
+        for seat in [s for s in self._fleet.seats if s.node.name in names]:
             self._fleet.unseat(seat)
-            self._probation.pop(cause.node, None)
-            self._leave_alone(cause.node, f"{cause.kind}: {cause.message}", now)
+            if cause.kind == "hardware":
+                replacing.exclude(self._site, seat.node, cause.message)
+            else:
+                self._leave_alone(seat.node.name, f"{cause.kind}: {cause.message}", now)
 
     def _admit(self) -> None:
         """Count on nodes that have taken a step, and on all if none can be done without any more."""
         needed = not replacing.dispensable(self._site, self._fleet.seats)
-        for name, attempt in list(self._probation.items()):
-            beats = [b for b in self._guard.beats.get(name, ()) if b.attempt > attempt and b.phase in _AT_WORK]
-            if needed or any(b.step > b.first for b in beats):
-                del self._probation[name]
-                self._incidents.apart.discard(name)
-                self._away.pop(name, None)
+        for seat in self._fleet.seats:
+            if seat.probation is None:
+                continue
+            beats = [b for b in self._guard.beats.get(seat.node.name, ()) if b.attempt > seat.probation]
+            if needed or any(b.phase in _AT_WORK and b.step > b.first for b in beats):
+                seat.probation = None
+                self._away.pop(seat.node.name, None)
 
     # -- searching, beside all else -------------------------------------------------------------------------------
 
     def _find(self, taken: Sequence[Node], endpoint: str, refused: dict[str, str]) -> _Found:
         known = set(refused)
+        others = [n for n in taken if not self._site.cluster.silence_s(n)]  # one of which it is to be like
+        if not others:
+            return _Found(None, (), {})
         node = replacing.spare(self._site, taken, refused)
         problems: Sequence[str] = ()
         if node:
             try:
-                self._compare(node, taken)
+                self._compare(node, others[0])
                 problems = self._check(node, endpoint)
             except (ClusterError, FglaunchError) as error:
                 refused[node.name], node = str(error), None
         return _Found(node, problems, {name: why for name, why in refused.items() if name not in known})
 
-    def _compare(self, node: Node, taken: Sequence[Node]) -> None:
-        """Refuse a node that is not like the others.
+    def _compare(self, node: Node, other: Node) -> None:
+        """Refuse a node that is not like another one.
 
         Raises:
             UserError, ClusterError
         """
-        cluster, one = self._site.cluster, taken[0]
-        precheck.check_hardware([one, node], cluster, self._site.world)
-        if isinstance(cluster, Versioned) and cluster.version(node) != cluster.version(one):
+        cluster = self._site.cluster
+        precheck.check_hardware([other, node], cluster, self._site.world)
+        if isinstance(cluster, Versioned) and cluster.version(node) != cluster.version(other):
             raise ClusterError(
                 "the code or the environment here has changed since the run was started:"
                 f" {node.name} takes part after `fglaunch stop` and `fglaunch resume`"
@@ -146,15 +154,19 @@ class Joining:
             return
         if found.problems:
             replacing.exclude(self._site, node, "; ".join(found.problems))
-        elif node.name not in exclusions.excluded_names(self._site.runs, self._site.name):
+        elif not self._excluded(node):
             self._seat(node, now)
+
+    def _excluded(self, node: Node) -> bool:
+        try:
+            return node.name in exclusions.excluded_names(self._site.runs, self._site.name)
+        except (StoreError, Corrupt):  # the next search tells
+            return True
 
     def _seat(self, node: Node, now: float) -> None:
         self._site.note(f"{node.name} is there now, and takes part")
         self._feed.skip(node)
-        self._fleet.seats.append(Seat(node, due=now))
-        self._probation[node.name] = self._incidents.newest
-        self._incidents.apart.add(node.name)
+        self._fleet.seats.append(Seat(node, due=now, probation=self._incidents.newest))
         self._next = now  # there may be more
 
     def _leave_alone(self, name: str, why: str, now: float) -> None:

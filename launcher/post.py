@@ -109,7 +109,12 @@ class Post:
         """
         meeting = fleet.stores
         self._office.record(
-            endpoint=meeting.endpoint, place=meeting.place, nodes=tuple(fleet.nodes), agents=fleet.agent_pids()
+            endpoint=meeting.endpoint,
+            place=meeting.place,
+            nodes=tuple(fleet.nodes),
+            agents=fleet.agent_pids(),
+            probation=tuple(s.node.name for s in fleet.seats if s.probation is not None),
+            gone=tuple(fleet.gone),
         )
 
     def inherit(self, earlier: Term) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from cluster import Cluster, ClusterError, Node, Owner, Rented
+from fgtrain.errors import Corrupt, StoreError
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, precheck
@@ -13,8 +14,7 @@ from launcher.clock import Clock
 from launcher.failures import Sign
 from launcher.feed import Feed
 from launcher.fleet import Fleet, Seat, devices_of, seat_count
-from launcher.furnishing import all_ready
-from launcher.stores import meeting_places
+from launcher.furnishing import all_ready, furnish
 from launcher.supervision import Check
 
 
@@ -42,13 +42,11 @@ def choose(site: Site) -> list[Node]:
         ClusterError: there are fewer than the run needs.
     """
     excluded = exclusions.excluded_names(site.runs, site.name)
-    wished, least = seat_count(site.world), site.world.nodes
-    nodes = exclusions.pick(site.cluster, site.runs.run, wished, excluded, least=least)
-    if len(nodes) < wished:
+    nodes = furnish(site.cluster, site.owner, site.world, excluded, site.note)
+    if len(nodes) < (wished := seat_count(site.world)):
         without = f", but for {', '.join(sorted(excluded))}: see `fglaunch nodes`" if excluded else ""
         site.note(f"begins on {len(nodes)} of {wished} nodes: others are taken in when they are there{without}")
-    all_ready(site.cluster, meeting_places(site.cluster, site.runs.run, []), site.owner)
-    return all_ready(site.cluster, nodes, site.owner, least=least, note=site.note)
+    return nodes
 
 
 def spare(site: Site, taken: Sequence[Node], refused: dict[str, str] | None = None) -> Node | None:
@@ -64,10 +62,14 @@ def spare(site: Site, taken: Sequence[Node], refused: dict[str, str] | None = No
     if site.cluster.name == "local":
         return None
     refused = {} if refused is None else refused
+    try:
+        excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken}
+    except (StoreError, Corrupt) as error:
+        site.note(f"no other node is looked for: who is excluded cannot be read: {error}")
+        return None
     while not site.interrupted():
-        excluded = exclusions.excluded_names(site.runs, site.name) | {n.name for n in taken} | refused.keys()
         try:
-            [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded)
+            [node] = exclusions.pick(site.cluster, site.runs.run, 1, excluded | refused.keys())
         except ClusterError:
             return None
         try:
@@ -132,7 +134,10 @@ def exclude(site: Site, node: Node, reason: str) -> None:
     """Use a node no more. The nodes of `local` are one machine, which is not given up for ever."""
     if site.cluster.name == "local":
         return
-    exclusions.exclude(site.runs, site.name, site.cluster, node, reason)
+    try:
+        exclusions.exclude(site.runs, site.name, site.cluster, node, reason)
+    except StoreError as error:
+        site.note(f"the run's list of nodes that are not used cannot be written: {error}")
     site.note(f"{node.name} is not used any more: {reason}; `fglaunch nodes` lists such nodes")
 
 
@@ -162,15 +167,21 @@ class Places:
             self._fleet.unseat(seat)
 
     def replace_failing(self, seat: Seat) -> None:
-        """Put another node in the place of one on which starting keeps failing, if there is one."""
-        if seat.failures >= self._tries and (other := spare(self._site, self._fleet.nodes)):
+        """Put another node in the place of one on which starting keeps failing, if there is one.
+
+        Not of one that is on probation: whoever joins then is as new.
+        """
+        if seat.failures >= self._tries and seat.probation is None and (other := spare(self._site, self._fleet.nodes)):
             self._move(seat, other)
 
     def give_up(self, seat: Seat) -> bool:
         """Do without the agent of a node that is silent; False, and nothing changes, if no node could take over.
 
-        A node that answers, whose agent does not, is tried again itself, but not for ever.
+        A node that answers, whose agent does not, is tried again itself, but not for ever; one on probation is not.
         """
+        if seat.probation is not None:
+            self._fleet.unseat(seat)
+            return True
         answers = not self._site.cluster.silence_s(seat.node)
         other = None if answers else spare(self._site, self._fleet.nodes)
         if not answers and other is None:

@@ -98,6 +98,12 @@ class Stores:
         with suppress(ClusterError):
             self._spare = self._start(others, port)
 
+    def leave_spare(self, node: Node) -> None:
+        """Do without the one that is ready on a node, if it is there."""
+        if self._spare and self._spare.place == node:
+            self._abandon(node, self._spare.process)
+            self._spare = None
+
     def live(self) -> bool:
         """Tell whether the store lives."""
         return self._store is not None and self._lives(self._store)

@@ -244,7 +244,7 @@ class Supervisor:
 
     def _look_at_agents(self) -> Outcome | None:
         codes = self._fleet.codes()
-        if len(codes) == len(self._fleet.seats) and all(code == 0 for code in codes.values()):
+        if codes and len(codes) == len(self._fleet.seats) and all(code == 0 for code in codes.values()):
             return self._verdict()
         dead = {name: code for name, code in codes.items() if code not in (None, 0)}
         if (dead or any(code == 0 for code in codes.values())) and is_done(self._runs):
@@ -279,12 +279,13 @@ class Supervisor:
 
     def _lose_one(self, seat: Seat, code: int | None, tail: str) -> None:
         name, seat.failures = seat.node.name, seat.failures + 1
-        seat.due = None if self._incidents.undecided(name) else self._clock.now()
+        undecided = name in self._incidents.open_nodes or seat.probation is not None
+        seat.due = None if undecided else self._clock.now()
         if code == EXIT_NOTICED:  # the machine goes: better another one, if there is one
             seat.failures = self._settings.node_tries
             self._places.replace_failing(seat)
         sign = sign_of_end(name, code, self._clock.time(), tail)
-        self._incidents.gone(self._clock.now(), sign, again=code != EXIT_NOTICED)
+        self._incidents.gone(self._clock.now(), sign, again=undecided or code != EXIT_NOTICED)
 
     def _give_up_silent(self, now: float) -> None:
         """What is silent for good is started anew, on another node unless its own answers; the others go on."""
@@ -348,16 +349,16 @@ class Supervisor:
     # -- deciding -------------------------------------------------------------------------------------------------
 
     def _decide(self) -> Outcome | None:
-        decision = self._incidents.decide(self._clock.now())
+        decision = self._incidents.decide(self._clock.now(), *self._joining.uncounted())
         if decision is None:
             return None
-        if decision.cause.kind == "hardware":
+        if decision.blamed:
+            self._joining.dismiss(decision.cause, decision.blamed, self._clock.now())
+        elif decision.cause.kind == "hardware":
             self._places.exclude(decision.cause, for_good=bool(decision.verdict))
         if decision.verdict and not is_done(self._runs):
             return Outcome("failed", *decision.verdict)
-        if decision.apart:
-            self._joining.dismiss(decision.cause, self._clock.now())
-        else:
+        if not decision.blamed:
             self._note(decision.note)
         self._retry(decision)
         self._record()  # the next one is to know who has no seat any more
@@ -372,7 +373,7 @@ class Supervisor:
             self._fleet.stop(self._grace_s)
             self._fleet.kill()
         for down in self._fleet.seats:
-            if down.agent is None:
+            if down.agent is None and not (decision.blamed and down.due is not None):
                 self._places.replace_failing(down)
                 down.due = self._clock.now() + delay
 

@@ -28,7 +28,8 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
 
     `started` in Unix seconds; `endpoint` is where agents meet, empty before anything was started, and `place` the node
     that it is on, which may be none of the run's any more; `agents` are their process IDs by node; `heir_of` is the
-    first supervisor, by number, whose agents this one has taken over (0: none).
+    first supervisor, by number, whose agents this one has taken over (0: none). `probation` are nodes that are not
+    counted on yet, `gone` those that are done without and on which something may still run.
     """
 
     number: int
@@ -44,11 +45,13 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...] = ()
     agents: dict[str, int] = {}
     heir_of: int = 0
+    probation: tuple[str, ...] = ()
+    gone: tuple[Node, ...] = ()
 
     @property
     def places(self) -> tuple[Node, ...]:
         """All nodes that something of it may run on."""
-        return self.nodes if self.place is None or self.place in self.nodes else (*self.nodes, self.place)
+        return tuple(dict.fromkeys([*self.nodes, *self.gone, *([self.place] if self.place else [])]))
 
     @property
     def since(self) -> int:

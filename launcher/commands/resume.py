@@ -72,7 +72,7 @@ def call(args: argparse.Namespace) -> int:
         orphans.leave(run, owner, earlier, lost=state == "lost")
     if args.from_step is not None:
         if earlier and earlier.cluster == cluster_name:  # what goes on without a supervisor would commit newer steps
-            clear(cluster, owner, earlier.nodes)
+            clear(cluster, owner, earlier.places)
         go_back(run, runs, args.from_step)
     return queued.start(queue, run, runs, cluster_name, world, args.port, args.detach)
 

@@ -52,7 +52,7 @@ def _stop_orphans(run: RunFile, runs: RunStore, status: Status) -> bool:
     owner = owner_of(run, runs.store.url)
     if term is None or not still_runs(cluster, term, owner):
         return False
-    silent = orphans.end(cluster, owner, term.nodes)
+    silent = orphans.end(cluster, owner, term.places)
     runs.write("status.json", msgspec.structs.replace(status, state="stopped", message="stopped on request"))
     which = f" but on {', '.join(silent)}, which cannot be reached, where their lease ends them" if silent else ""
     say(f"{run.name} had no supervisor; its agents are stopped{which}, and `{resume_command(runs)}` goes on")

@@ -13,6 +13,7 @@ import pytest
 from cluster import ClusterError, Fewer, Node
 from cluster._abreast import ByThreads
 from fgtrain.errors import Corrupt
+from fgtrain.notice import LEAVES
 from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, foreground
@@ -136,6 +137,109 @@ def test_node_that_spoils_what_it_joins_is_done_without(message: str, kind: str)
     assert not scene.noted("try 1 of")
 
 
+@pytest.mark.parametrize("what", ["peer", "error", "SIGABRT"])
+def test_node_that_fails_on_the_others_is_done_without(what: str) -> None:
+    """A link that does not work is noticed at both ends: what the other end says is put down to who is new."""
+    scene = Scene("lost.tries=2", steps=400, hosts=2, world=ELASTIC)
+
+    def spoil(training: FakeTraining, rank: int) -> None:
+        if what == "SIGABRT":
+            training.die(-signal.SIGABRT, 0)
+        else:
+            training.fail("RuntimeError: connection closed", 0, what)
+
+    spoiled(scene, spoil)
+    assert 2 <= len(scene.cluster.started("agent", "host2")) <= 4
+    assert scene.noted("host2 cannot take part")
+
+
+def test_nobody_takes_the_place_of_a_node_on_probation() -> None:
+    scene = Scene(steps=200, hosts=2, world=World(2, 1, max_nodes=3))
+    scene.training.grows = True
+    scene.training.spoils = {
+        "host2": lambda t, rank: t.fail("RuntimeError: CUDA error: uncorrectable ECC error", rank),
+        "host3": lambda t, rank: t.fail("data.root: /data is not there", rank, "user"),
+    }
+    scene.at(20.0, lambda: scene.cluster.hosts.extend(["host2", "host3"]))
+    assert scene.supervise().state == "finished"
+    assert [e.node for e in exclusions.of_run(scene.runs)] == ["host2"]
+    assert scene.noted("host3 cannot take part: user")
+
+
+def test_node_that_was_done_without_and_is_needed_later_counts_as_any_other() -> None:
+    scene = Scene(steps=200, hosts=1, world=World(1, 1, max_nodes=2))
+    scene.training.grows = True
+    scene.training.spoils["host1"] = lambda t, rank: t.fail("data.root: /data is not there", rank, "user")
+    scene.at(10.0, lambda: scene.cluster.hosts.append("host1"))
+    scene.at(50.0, lambda: scene.training.spoils.clear())
+    scene.training.faults[60] = once(lambda t: t.fail("RuntimeError: CUDA error: uncorrectable ECC error", rank=0))
+    scene.training.faults[90] = once(lambda t: t.lose(0))
+    outcome = scene.supervise()
+    assert outcome.state == "finished", outcome.message
+    assert scene.noted("host1 takes the place of host0")
+    assert len(scene.cluster.started("agent", "host0")) == 1
+    assert scene.noted("lost: the agent of host1 died (SIGKILL); try 1 of")
+
+
+def test_node_on_probation_that_leaves_after_a_notice_is_asked_again() -> None:
+    scene = Scene(steps=400, hosts=2, world=ELASTIC)
+    scene.training.grows = True
+    left: list[float] = []
+
+    def leaves(training: FakeTraining, rank: int) -> None:
+        agent = scene.cluster.running("agent")[rank]
+        scene.cluster.append(agent.node, "agent.log", f"02:08:48 agent {agent.pid}: {LEAVES}\n")
+        left.append(scene.clock.now())
+        scene.at(5.0, lambda: agent.end(75))
+        scene.training.spoils.clear()
+
+    scene.training.spoils["host2"] = leaves
+    scene.at(20.0, lambda: scene.cluster.hosts.append("host2"))
+    assert scene.supervise().state == "finished"
+    assert len(left) == 1
+    assert len(scene.cluster.started("agent", "host2")) == 2
+
+
+def test_heir_knows_who_is_on_probation() -> None:
+    scene = Scene(steps=200, hosts=2, world=ELASTIC)
+    scene.at(10.0, lambda: scene.cluster.hosts.append("host2"))
+    supervisors: list[int] = []
+
+    def spoil(training: FakeTraining, rank: int) -> None:
+        supervisors.append(len(training.began))
+        training.fail("data.root: /data is not there", rank, "user")
+
+    killed_at(scene, 60.0)
+    assert scene.cluster.started("agent", "host2")
+    scene.training.spoils["host2"], scene.training.grows = spoil, True
+    assert scene.supervise().state == "finished"
+    assert supervisors
+    assert scene.noted("taking over from supervisor 1")
+    assert scene.noted("host2 cannot take part: user")
+
+
+def test_heir_ends_what_runs_on_a_broken_node_that_was_silent() -> None:
+    scene = Scene(hosts=3, steps=200, world=World(2, 1, max_nodes=3))
+
+    def breaks(training: FakeTraining) -> None:
+        training.fail("RuntimeError: CUDA error: uncorrectable ECC error", rank=1)
+        scene.cluster.quiet.add("host1")
+
+    scene.training.faults[7] = once(breaks)
+    killed_at(scene, 40.0)
+    scene.at(20.0, scene.cluster.quiet.clear)
+    assert scene.supervise().state == "finished"
+    assert scene.noted("taking over from supervisor 1")
+    assert [p.code for p in scene.cluster.started("agent", "host1")] == [-signal.SIGKILL]
+
+
+def test_run_begins_on_other_nodes_than_those_that_cannot_be_made_ready() -> None:
+    scene = Scene(hosts=4)
+    scene.cluster.full |= {"host0", "host1"}
+    assert scene.supervise().state == "finished"
+    assert set(agents(scene)) == {"host2", "host3"}
+
+
 def test_node_whose_agent_dies_whenever_it_joins_is_done_without() -> None:
     scene = Scene("lost.tries=2", steps=400, hosts=2, world=ELASTIC)
     spoiled(scene, lambda t, rank: t.lose(rank))
@@ -220,7 +324,7 @@ def test_trouble_with_the_store_ends_no_run_that_looks_for_nodes(monkeypatch: py
 
     monkeypatch.setattr(exclusions, "excluded_names", unreadable)
     assert scene.supervise().state == "finished"
-    assert scene.noted("looking for more nodes: excluded/host7.json: no JSON")
+    assert scene.noted("no other node is looked for: who is excluded cannot be read: excluded/host7.json: no JSON")
 
 
 def test_broken_node_that_answers_no_more_is_killed_when_it_does() -> None:
