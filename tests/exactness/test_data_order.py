@@ -150,7 +150,7 @@ def test_evaluations_have_the_same_pictures_time_and_again_from_the_same_process
     assert processes[0] == processes[1] == processes[2]
     assert len(processes[0]) == 2
     del held_out
-    assert psutil.wait_procs(processes[0], timeout=60)[1] == []
+    assert psutil.wait_procs(processes[0], timeout=240)[1] == []
 
 
 def test_bad_pictures_found_late_are_left_out_and_listed(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:

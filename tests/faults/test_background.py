@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,11 +58,11 @@ def test_killed_uploader_is_counted_and_replaced(toys: Nursery, tmp_path: Path, 
     first = wait_for(lambda: run.uploader(rank), "there is an uploader")
     # Stopped first, so that it surely dies with something in hand.
     run.hit(first, signal.SIGSTOP)
-    commits = len(run.events("snapshot"))
-    run.wait_note("no room for a snapshot, skipped (1 so far)")
+    commits, skipped = len(run.events("snapshot")), run.notes().count("no room for a snapshot")
+    wait_for(lambda: run.notes().count("no room for a snapshot") > skipped + 1, "nothing is stored any more")
     run.hit(first)
     if rank == 0:
-        run.wait_note("(1 so far): the uploader process died")
+        run.wait_note("so far): the uploader process died")
     run.wait_event("snapshot", commits + 3)
     second = run.uploader(rank)
     assert second not in (None, first)
@@ -146,7 +147,8 @@ def test_snapshots_that_keep_failing_end_the_run_if_asked_to(toys: Nursery, tmp_
         run.wait_event("snapshot")
         wait_for(disk.lock, "nothing is being written just now")  # a full one has room again for what failed before
         assert run.wait_ended() == 1
-        assert "UserError: 3 snapshots in a row failed (snapshots.fail_after=3), the last: " in run.log()
+        # Or more, where several were heard of at once.
+        assert re.search(r"UserError: \d+ snapshots in a row failed \(snapshots.fail_after=3\), the last: ", run.log())
 
 
 def test_memory_that_cannot_hold_the_arena_is_left_for_the_disk(toys: Nursery, tmp_path: Path) -> None:
@@ -171,8 +173,8 @@ def test_memory_that_fills_up_later_stops_nothing(toys: Nursery, tmp_path: Path)
     with small_disk(tmp_path / "memory", 20 * STATE_BYTES) as disk:
         run = toys.start(job(tmp_path, env={"FGLAUNCH_MEMORY": str(disk.folder)}))
         run.wait_event("snapshot", 2)
-        disk.fill()
-        run.wait_note("No space left on device")
+        # Again and again: what is replaced by less leaves room.
+        wait_for(lambda: disk.fill() or "No space left on device" in run.notes(), "somebody finds no room")
         run.wait_steps(20)
         disk.folder.joinpath("filler").unlink()
         commits = len(run.events("snapshot"))

@@ -9,23 +9,30 @@ from pathlib import Path
 
 import pytest
 
+from tests.testbed.gate import BEHIND_GATE, Gate
 from tests.testbed.runs import LiveRun, Runs, wait_for
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 RECIPE = (
-    *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1"),
+    *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1", *BEHIND_GATE),
     *("--set", "epochs=3.3", "--set", "loader.workers=1", "--set", "snapshots.steps=8"),
 )
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("kills"))
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gate"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runs: Runs) -> str:
+def runs(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("kills"), **gate.env)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs, gate: Gate) -> str:
+    gate.open()
     done = runs.call(*RECIPE, "--name", "undisturbed")
     assert done.returncode == 0, done.stderr
     return runs.samples("undisturbed")
@@ -40,14 +47,16 @@ def assert_nothing_left(run: LiveRun) -> None:
     wait_for(lambda: not run.all(), "every process of the run is gone", 240)
 
 
-def test_killed_worker_and_killed_node_change_nothing(runs: Runs, undisturbed: str) -> None:
+def test_killed_worker_and_killed_node_change_nothing(runs: Runs, gate: Gate, undisturbed: str) -> None:
+    gate.hold(10)
     with runs.start("killed", *RECIPE, "--name", "killed") as run:
-        run.wait_snapshot(8)
-        run.wait_step(10)
+        run.wait_committed(8)
+        gate.wait_reached(run, 10)
         os.kill(run.workers()[1], signal.SIGKILL)
-        run.wait_snapshot(24)
-        run.wait_step(30, attempt=2)
+        gate.hold(30)
+        gate.wait_reached(run, 30, attempt=2)
         os.killpg(run.agents()[0], signal.SIGKILL)
+        gate.open()
         assert run.wait() == 0, run.output()
         attempts = [e for e in run.events() if e["event"] == "attempt"]
         assert_nothing_left(run)
@@ -58,11 +67,13 @@ def test_killed_worker_and_killed_node_change_nothing(runs: Runs, undisturbed: s
     assert steps == list(range(1, max(steps) + 1))
 
 
-def test_sigterm_to_one_worker_loses_no_step(runs: Runs) -> None:
+def test_sigterm_to_one_worker_loses_no_step(runs: Runs, gate: Gate) -> None:
+    gate.hold(5)
     recipe = [a if not a.startswith("snapshots") else "snapshots.steps=1000" for a in RECIPE]
     with runs.start("noticed", *recipe, "--name", "noticed") as run:
-        run.wait_step(5)
+        gate.wait_reached(run, 5)
         os.kill(run.workers()[0], signal.SIGTERM)
+        gate.open()
         assert run.wait() == 0, run.output()
         events = run.events()
     second = next(e for e in events if e["event"] == "attempt" and e["attempt"] == 2)

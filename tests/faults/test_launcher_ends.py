@@ -12,30 +12,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.testbed.gate import BEHIND_GATE, Gate
 from tests.testbed.runs import LiveRun, Runs, wait_for
 
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 RECIPE = (
     *("recipes/quickstart.py", "--nodes", "2", "--set", "epochs=3", "--set", "evaluate.micro=512"),
-    *(
-        "--set",
-        "evaluate.every_epochs=3",
-        "--set",
-        "loader.workers=1",
-        "--set",
-        "snapshots.steps=10",
-        "--set",
-        "snapshots.seconds=null",
-    ),
+    *("--set", "evaluate.every_epochs=3", "--set", "loader.workers=1"),
+    *("--set", "snapshots.steps=10", "--set", "snapshots.seconds=null", *BEHIND_GATE),
 )
-GONE_S = 60.0  # a bound, not the promise: on a busy machine everything takes longer
+GONE_S = 240.0  # a bound, not the promise: on a busy machine everything takes longer
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, gate: Gate) -> Iterator[Runs]:
     (tmp_path / "tmp").mkdir()
-    runs = Runs(tmp_path, FGLAUNCH_MEMORY=str(tmp_path / "memory"), TMPDIR=str(tmp_path / "tmp"))
+    runs = Runs(tmp_path, FGLAUNCH_MEMORY=str(tmp_path / "memory"), TMPDIR=str(tmp_path / "tmp"), **gate.env)
     yield runs
     runs.end()
 
@@ -49,12 +47,15 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def in_full_flow(runs: Runs, name: str) -> Iterator[LiveRun]:
-    """A run with a snapshot behind it, past which it has got."""
+def in_full_flow(runs: Runs, gate: Gate, name: str) -> Iterator[LiveRun]:
+    """A run with a snapshot behind it, past which it has got; it goes no further until the block ends."""
+    gate.hold(12)
     with runs.start(name, *RECIPE, "--name", name) as run:
-        run.wait_snapshot(10)
+        run.wait_committed(10)
+        gate.wait_reached(run, 12)
         assert len(run.agents()) == 2
         yield run
+    gate.open()
 
 
 def left_behind(runs: Runs) -> list[str]:
@@ -75,11 +76,12 @@ def finishes(runs: Runs, name: str, *args: str) -> None:
 
 
 def test_interrupt_ends_everything_that_was_started_and_nothing_else(
-    runs: Runs, bystander: subprocess.Popen[bytes]
+    runs: Runs, gate: Gate, bystander: subprocess.Popen[bytes]
 ) -> None:
-    with in_full_flow(runs, "interrupted") as run:
+    with in_full_flow(runs, gate, "interrupted") as run:
         run.process.send_signal(signal.SIGINT)
-        assert run.wait(GONE_S) == 130
+        gate.creep(12, lambda: run.process.poll() is not None, "it ends at a step boundary")
+        assert run.wait() == 130
         assert run.all() == []
         assert runs.processes() == []
         assert "interrupted; `fglaunch resume interrupted" in run.output().splitlines()[-1]
@@ -90,8 +92,8 @@ def test_interrupt_ends_everything_that_was_started_and_nothing_else(
 
 
 @pytest.mark.chaos
-def test_killed_launcher_takes_everything_with_it(runs: Runs, bystander: subprocess.Popen[bytes]) -> None:
-    with in_full_flow(runs, "killed") as run:
+def test_killed_launcher_takes_everything_with_it(runs: Runs, gate: Gate, bystander: subprocess.Popen[bytes]) -> None:
+    with in_full_flow(runs, gate, "killed") as run:
         os.kill(run.process.pid, signal.SIGKILL)
         wait_for(lambda: runs.processes() == [], "agents and workers leave by themselves", GONE_S)
         assert run.wait() == -signal.SIGKILL
@@ -101,8 +103,9 @@ def test_killed_launcher_takes_everything_with_it(runs: Runs, bystander: subproc
     finishes(runs, "killed")
 
 
-def test_launcher_killed_while_agents_start_leaves_none(runs: Runs) -> None:
+def test_launcher_killed_while_agents_start_leaves_none(runs: Runs, gate: Gate) -> None:
     """The agents have not yet tied their lives to the launcher's: they must notice that it is gone already."""
+    gate.hold(1)
     with runs.start("early", *RECIPE, "--name", "early") as run:
         wait_for(lambda: len(run.all()) >= 3, "the agents are there")
         os.kill(run.process.pid, signal.SIGKILL)

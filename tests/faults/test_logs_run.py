@@ -16,7 +16,7 @@ from tests.testbed.s3 import S3Server
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 RECIPE = (
-    *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1", "--set", "epochs=6", "--set", "loader.workers=0"),
+    *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1", "--set", "epochs=1000", "--set", "loader.workers=0"),
     *("--set", "evaluate.every_epochs=0"),
 )
 CRASH = "Fatal Python error: Segmentation fault"

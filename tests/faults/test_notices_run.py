@@ -12,6 +12,7 @@ from cluster import _sky_pods
 from fgtrain.notice import NoticeRecord
 from fgtrain.runstore import RunStore
 from fgtrain.stores import open_store
+from tests.testbed.gate import BEHIND_GATE, Gate
 from tests.testbed.metadata import Service, metadata_service
 from tests.testbed.runs import LiveRun, Runs, wait_for
 
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 RECIPE = (
     *("recipes/quickstart.py", "--nodes", "2", "--gpus", "1", "--set", "epochs=3.3", "--set", "loader.workers=1"),
     *("--set", "determinism=bits", "--set", "snapshots.steps=1000", "--set", "snapshots.seconds=null"),
-    *("--set", "snapshots.memory_steps=0"),  # what is not in the store is lost
+    *("--set", "snapshots.memory_steps=0", *BEHIND_GATE),  # what is not in the store is lost
 )
 
 
@@ -32,8 +33,13 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, service: Service) -> Iterator[Runs]:
-    runs = Runs(tmp_path, FGLAUNCH_NOTICES=f"gcp={service.url}/{{node}}")
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, gate: Gate, service: Service) -> Iterator[Runs]:
+    runs = Runs(tmp_path, FGLAUNCH_NOTICES=f"gcp={service.url}/{{node}}", **gate.env)
     yield runs
     runs.end()
 
@@ -54,17 +60,19 @@ def weights(runs: Runs, name: str) -> str:
     return str(max(runs.json("snapshots", name), key=lambda s: s["step"])["weights"])
 
 
-def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service: Service) -> None:
+def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, gate: Gate, service: Service) -> None:
     alone = runs.call(*RECIPE, "--name", "alone")
     assert alone.returncode == 0, alone.stderr
+    gate.hold(3)
     with runs.start("noticed", *RECIPE, "--name", "noticed") as run:
-        run.wait_step(3)
+        gate.wait_reached(run, 3)
         service.change("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")  # no loss yet
-        run.wait_snapshot(1)
+        gate.creep(3, lambda: any(e["event"] == "snapshot" for e in run.events()), "there is an early snapshot")
         service.change("preempted", "TRUE")
         wait_for(lambda: any(r.notice.loss for r in records(runs, "noticed")), "the loss is recorded in the store")
         service.change("preempted", "FALSE")  # the machine that comes next is another one
         service.change("maintenance-event", "NONE")
+        gate.open()  # only now: it would be told the same otherwise
         assert run.wait() == 0, run.output()
         (begins, last), said = steps_taken(run), run.output()
         wait_for(lambda: not run.all(), "every process of the run is gone", 240)
@@ -85,13 +93,16 @@ def test_early_snapshot_then_a_departure_that_loses_no_step(runs: Runs, service:
 def test_pod_that_is_deleted_loses_no_step(tmp_path: Path) -> None:
     """Both nodes are in the pod, whose hook is run as it ends; the next pod knows nothing of that."""
     file = tmp_path / "ends"
-    runs = Runs(tmp_path, FGLAUNCH_POD_ENDS=str(file))
-    with runs.start("pod", *RECIPE, "--set", "epochs=8", "--name", "pod") as run:
-        run.wait_step(3)
+    gate = Gate(tmp_path)
+    runs = Runs(tmp_path, FGLAUNCH_POD_ENDS=str(file), **gate.env)
+    gate.hold(3)
+    with runs.start("pod", *RECIPE, "--name", "pod") as run:
+        gate.wait_reached(run, 3)
         with subprocess.Popen(["/bin/sh", "-c", _sky_pods.hook(str(file), 600)]) as hook:
             wait_for(lambda: len({r.node for r in records(runs, "pod")}) == 2, "both nodes are told")
             wait_for(lambda: {text[:5] for text in told_to_leave(run)} == {"node0", "node1"}, "both are to leave")
             file.unlink()
+            gate.open()
             assert run.wait() == 0, run.output()
             assert hook.wait(240) == 0
         begins, last = steps_taken(run)

@@ -13,8 +13,8 @@ from tests.testbed.runs import Runs, wait_for
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 RECIPE = (
-    *("recipes/quickstart.py", "--name", "base", "--set", "loader.workers=0", "--set", "snapshots.steps=100000"),
-    *("--set", "snapshots.seconds=null", "--set", "snapshots.memory_steps=1"),
+    *("recipes/quickstart.py", "--name", "base", "--set", "loader.workers=0", "--set", "epochs=1000"),
+    *("--set", "snapshots.steps=100000", "--set", "snapshots.seconds=null", "--set", "snapshots.memory_steps=1"),
 )
 
 
@@ -31,11 +31,11 @@ def test_new_run_begins_anew_beside_and_after_one_of_the_same_name(tmp_path: Pat
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait(240)
         wait_for(lambda: not run.agents() and not run.workers(), "the agents have gone after it")
-        for pid in first.processes():
-            os.kill(pid, signal.SIGKILL)
+        first.end()
         wait_for(lambda: not first.processes(), "nothing is left of it")
     assert list((tmp_path / "memory").glob("base-*/*/*/*.json")), "it has left a state in memory"
     with second.start("base", *RECIPE, "--set", "seed=7") as run:
+        wait_for(lambda: (tmp_path / "second/runs/base/attempts/00001.json").exists(), "what it sees is its own by now")
         run.wait_step(2)
         begun = [e for e in run.events() if e["event"] == "attempt"]
         assert [(e["attempt"], e["step"], e["tier"]) for e in begun] == [(1, 0, "")]

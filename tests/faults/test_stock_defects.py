@@ -37,7 +37,7 @@ from tests.testbed.ranks import on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:Detected an existing")
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 
 
 def still(defect: bool, what: str) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.runs import LiveRun, Runs
+from tests.testbed.gate import BEHIND_GATE_FSDP, Gate
+from tests.testbed.runs import Runs, wait_for
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 TOLERANCE = 0.02
 """Of the loss of any step, relative to the uninterrupted run's: sums of floats go in another order."""
@@ -44,13 +45,6 @@ def losses(runs: Runs, run: str) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
 
 
-def kill_all(runs: Runs, live: LiveRun) -> None:
-    """Kill the launcher and whatever it started, as when the machine goes."""
-    for pid in [live.process.pid, *live.all()]:
-        os.kill(pid, signal.SIGKILL) if pid > 1 else None
-    live.process.wait(60)
-
-
 def assert_agree(ours: dict[int, float], theirs: dict[int, float]) -> None:
     assert sorted(ours) == sorted(theirs) == list(range(1, STEPS + 1))
     worst = max(ours, key=lambda s: abs(ours[s] - theirs[s]) / theirs[s])
@@ -58,10 +52,13 @@ def assert_agree(ours: dict[int, float], theirs: dict[int, float]) -> None:
 
 
 def test_sharded_run_that_is_killed_goes_on_whole_in_another_world(tmp_path: Path) -> None:
-    runs = Runs(tmp_path)
-    with runs.start("shards", *SMALL, *options("fsdp"), "--nodes", "2", "--name", "shards") as live:
-        live.wait_snapshot(8)
-        kill_all(runs, live)
+    gate = Gate(tmp_path)
+    runs = Runs(tmp_path, **gate.env)
+    gate.hold(10)
+    with runs.start("shards", *SMALL, *BEHIND_GATE_FSDP, *UNITS, "--nodes", "2", "--name", "shards") as live:
+        live.wait_committed(4)
+        gate.wait_reached(live, 10)
+        live.kill_all()
     done = runs.call("resume", "shards", "--nodes", "1", "--strategy", "ddp")
     assert done.returncode == 0, done.stderr
     assert len(losses(runs, "shards")) == STEPS
@@ -69,7 +66,7 @@ def test_sharded_run_that_is_killed_goes_on_whole_in_another_world(tmp_path: Pat
     assert sorted(steps) == [s for s in range(STEPS) for _ in range(8)]
     verified = runs.call("snapshots", "verify", "shards")
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert not runs.processes()
+    wait_for(lambda: not runs.processes(), "every process of the run is gone")
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +88,17 @@ def test_sharded_run_survives_kills_and_other_worlds_with_the_same_losses(
         os.kill(live.workers()[1], signal.SIGKILL)  # comes back from memory
         live.wait_step(10, attempt=2)
         live.wait_snapshot(12)
-        kill_all(runs, live)
+        live.kill_all()
     with runs.start("run", "resume", "run", "--nodes", "3") as live:
         live.wait_snapshot(20)
-        kill_all(runs, live)
+        live.kill_all()
     done = runs.call("resume", "run", "--nodes", "1")
     assert done.returncode == 0, done.stderr
     samples, whole = uninterrupted
     assert sorted(runs.samples("run").splitlines()) == sorted(samples.splitlines())
     assert_agree(losses(runs, "run"), whole)
     assert runs.call("snapshots", "verify", "run").returncode == 0
-    assert not runs.processes()
+    wait_for(lambda: not runs.processes(), "every process of the run is gone")
 
 
 @pytest.mark.chaos
@@ -113,13 +110,13 @@ def test_strategy_is_changed_in_mid_run(
     runs = Runs(tmp_path)
     with runs.start("run", *SMALL, *options(before), "--nodes", "2", "--name", "run") as live:
         live.wait_snapshot(12)
-        kill_all(runs, live)
+        live.kill_all()
     done = runs.call("resume", "run", "--strategy", after)
     assert done.returncode == 0, done.stderr
     samples, whole = uninterrupted
     assert sorted(runs.samples("run").splitlines()) == sorted(samples.splitlines())
     assert_agree(losses(runs, "run"), whole)
-    assert not runs.processes()
+    wait_for(lambda: not runs.processes(), "every process of the run is gone")
 
 
 @pytest.mark.chaos
@@ -148,4 +145,4 @@ def test_sharded_world_shrinks_when_a_node_is_lost_and_grows_when_it_is_back(
     assert sorted(runs.samples("run").splitlines()) == sorted(samples.splitlines())
     assert_agree(losses(runs, "run"), whole)
     assert runs.call("snapshots", "verify", "run").returncode == 0
-    assert not runs.processes()
+    wait_for(lambda: not runs.processes(), "every process of the run is gone")

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fgtrain.runstore import RunStore
+from fgtrain.stores import open_store
+
 ROOT = Path(__file__).resolve().parents[2]
 FGLAUNCH = (sys.executable, "-m", "launcher")
 
@@ -105,7 +108,7 @@ class LiveRun:
 
     def __init__(self, runs: Runs, name: str, args: tuple[str, ...]) -> None:
         self.name = name
-        self._work = runs.work / name
+        self._work, self._store = runs.work / name, runs.store
         self._log = (runs.folder / f"{name}.log").open("w+")
         self.process = subprocess.Popen(
             [*FGLAUNCH, *args], stdout=self._log, stderr=self._log, env=runs.env, cwd=ROOT, start_new_session=True
@@ -140,6 +143,11 @@ class LiveRun:
             return committed
 
         wait_for(there, f"{self.name} commits step {step}")
+
+    def wait_committed(self, step: int) -> None:
+        """The same by the store: ranks hear of a commit, and tell of it, only when they have taken another step."""
+        runs = RunStore(open_store(self._store), self.name)
+        wait_for(lambda: runs.newest_step() >= step, f"{self.name} commits step {step}")
 
     def workers(self) -> list[int]:
         """Return the process IDs of its ranks, in order of node."""
@@ -179,6 +187,20 @@ class LiveRun:
                         argv = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                         found.append((int(folder.name), argv))
         return sorted(found, key=lambda p: (p[1][-2:], p[0]))
+
+    def kill_all(self) -> None:
+        """Kill the launcher and with it everything, as when the machine goes; returns when nothing is left."""
+        self.process.kill()
+        self.process.wait(240)
+
+        def gone() -> bool:
+            left = self.all()  # what was being started when the others died is found next time
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not left
+
+        wait_for(gone, "every process of the run is gone")
 
     def wait(self, timeout_s: float = 400.0) -> int:
         """Wait for the launcher to end; returns its exit code."""

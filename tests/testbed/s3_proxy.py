@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-TIMEOUT_S = 30
+TIMEOUT_S = 240
 
 
 class Request(NamedTuple):

@@ -21,7 +21,7 @@ with s3_server("localbucket") as server:
         sys.stdin.readline()
     sys.exit("gives up")
 """
-GONE_S = 20
+GONE_S = 240
 
 
 @pytest.mark.parametrize("end", ["wait", "exit"])

@@ -62,7 +62,7 @@ class Nursery:
 
     def start(self, job: Job) -> ToyRun:
         """Start a run's supervisor."""
-        assert self._ready.wait(120), "torch is not imported"
+        assert self._ready.wait(240), "torch is not imported"
         for folder in ("pids", *(f"node{n}" for n in range(job.nodes))):
             (Path(job.work) / folder).mkdir(parents=True, exist_ok=True)
         before = len(self._started)
@@ -132,7 +132,7 @@ class ToyRun:
     def log(self) -> str:
         """Return the end of what its processes printed."""
         file = Path(self.job.work) / "log"
-        return file.read_text(errors="replace")[-3000:] if file.exists() else ""
+        return file.read_text(errors="replace")[-20_000:] if file.exists() else ""
 
     # -- its processes --------------------------------------------------------------------------------------------
 
@@ -150,16 +150,17 @@ class ToyRun:
         IDs are used again, and some stand for everything there is: nothing is signalled but what descends from the
         supervisor, each by its own ID.
         """
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            supervisor = psutil.Process(self.pid)
-            mine = (
-                {p.pid for p in [supervisor, *supervisor.children(recursive=True)]} if self._ours(supervisor) else set()
-            )
-            for target in [p for p in mine if (os.getpgid(p) == pid if group else p == pid)]:
-                psutil.Process(target).send_signal(sig)
+        for target in self._mine():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if (os.getpgid(target) if group else target) == pid:
+                    psutil.Process(target).send_signal(sig)
 
-    def _ours(self, supervisor: psutil.Process) -> bool:
-        return bool(supervisor.ppid() == self._nursery.pid)
+    def _mine(self) -> list[int]:
+        with contextlib.suppress(psutil.Error):
+            supervisor = psutil.Process(self.pid)
+            if supervisor.ppid() == self._nursery.pid:
+                return [p.pid for p in [supervisor, *supervisor.children(recursive=True)]]
+        return []
 
     def uploader(self, rank: int) -> int | None:
         """Return the process ID of a worker's uploader, if it has one now."""
@@ -170,13 +171,12 @@ class ToyRun:
         return None
 
     def below(self) -> list[int]:
-        """Return the living processes below the supervisor (zombies aside)."""
+        """Return the living processes of the supervisor's session (zombies aside), so also those whose parent died."""
         found = []
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if child.status() != psutil.STATUS_ZOMBIE:
-                        found.append(int(child.pid))
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError):
+                if pid != self.pid and os.getsid(pid) == self.pid and _alive(pid):
+                    found.append(pid)
         return found
 
     @property
@@ -191,10 +191,9 @@ class ToyRun:
 
     def kill(self) -> None:
         """Kill the supervisor, and wait until all of the run is gone."""
-        left = self.below()
         self.hit(self.pid)
         self.wait_ended()
-        wait_for(lambda: not any(_alive(p) for p in left), "the run's processes are gone", 240)
+        wait_for(lambda: not self.below(), "the run's processes are gone", 240)
 
     # -- what it has kept -----------------------------------------------------------------------------------------
 

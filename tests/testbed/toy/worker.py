@@ -25,7 +25,7 @@ from fgtrain.stores import open_store
 from tests.testbed.toy.job import MICRO_BATCHES, RUN, Job
 from tests.testbed.toy.state import BUFFERS, ToyState, problem
 
-_PEER_TIMEOUT_S = 30.0
+_PEER_TIMEOUT_S = 240.0
 
 
 class WrongBytes(Exception):
