@@ -86,14 +86,15 @@ class Joining:
                 self._leave_alone(seat.node.name, f"{cause.kind}: {cause.message}", now)
 
     def _admit(self) -> None:
-        """Count on nodes that have taken a step, and on all if none can be done without any more."""
-        needed = not replacing.dispensable(self._site, self._fleet.seats)
+        """Count on nodes that have taken a step, and on as many as are needed."""
+        lacking = self._site.world.nodes - sum(seat.probation is None for seat in self._fleet.seats)
         for seat in self._fleet.seats:
             if seat.probation is None:
                 continue
             beats = [b for b in self._guard.beats.get(seat.node.name, ()) if b.attempt > seat.probation]
-            if needed or any(b.phase in _AT_WORK and b.step > b.first for b in beats):
+            if lacking > 0 or any(b.phase in _AT_WORK and b.step > b.first for b in beats):
                 seat.probation = None
+                lacking -= 1
                 self._away.pop(seat.node.name, None)
 
     # -- searching, beside all else -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fgtrain.plan import World
 from fgtrain.runstore import RunStore
 from launcher import exclusions, foreground
 from launcher.abreast import aside
+from launcher.fleet import Seat
 from tests.launcher.scene import Scene, killed_at, once
 from tests.testbed.fake_training import FakeClock, FakeCluster, FakeTraining, RentingCluster
 
@@ -272,6 +273,17 @@ def test_node_that_is_needed_counts_as_any_other() -> None:
     scene.training.spoils["host2"] = lambda t, rank: t.fail("data.root: /data is not there", rank, "user")
     outcome = scene.supervise()
     assert (outcome.state, outcome.exit_code) == ("failed", 2)
+
+
+def test_as_many_nodes_on_probation_count_as_are_needed() -> None:
+    scene = Scene(hosts=5, world=World(3, 1, max_nodes=5))
+    supervisor = scene.supervisor()
+    fleet, joining = supervisor._fleet, supervisor._joining
+    nodes = scene.cluster.nodes("run", 5)
+    fleet.seats = [Seat(n, probation=None if i < 3 else 0) for i, n in enumerate(nodes)]
+    assert joining.uncounted() == ({"host3", "host4"}, set())
+    fleet.unseat(fleet.seats[0])
+    assert joining.uncounted() == ({"host0", "host4"}, set())
 
 
 def test_node_with_other_devices_is_not_taken_in() -> None:
