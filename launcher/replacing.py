@@ -76,6 +76,8 @@ def spare(site: Site, taken: Sequence[Node], refused: dict[str, str] | None = No
             all_ready(site.cluster, [node], site.owner)
         except ClusterError as error:
             refused[node.name] = str(error)
+            if isinstance(site.cluster, Rented):  # yet another one would be rented
+                return None
             continue
         return node
     return None
