@@ -219,7 +219,7 @@ def test_heir_knows_who_is_on_probation() -> None:
     assert scene.noted("host2 cannot take part: user")
 
 
-def test_heir_ends_what_runs_on_a_broken_node_that_was_silent() -> None:
+def with_a_node_that_breaks_and_falls_silent() -> Scene:
     scene = Scene(hosts=3, steps=200, world=World(2, 1, max_nodes=3))
 
     def breaks(training: FakeTraining) -> None:
@@ -227,6 +227,11 @@ def test_heir_ends_what_runs_on_a_broken_node_that_was_silent() -> None:
         scene.cluster.quiet.add("host1")
 
     scene.training.faults[7] = once(breaks)
+    return scene
+
+
+def test_heir_ends_what_runs_on_a_broken_node_that_was_silent() -> None:
+    scene = with_a_node_that_breaks_and_falls_silent()
     killed_at(scene, 40.0)
     scene.at(20.0, scene.cluster.quiet.clear)
     assert scene.supervise().state == "finished"
@@ -340,13 +345,7 @@ def test_trouble_with_the_store_ends_no_run_that_looks_for_nodes(monkeypatch: py
 
 
 def test_broken_node_that_answers_no_more_is_killed_when_it_does() -> None:
-    scene = Scene(hosts=3, steps=120, world=World(2, 1, max_nodes=3))
-
-    def breaks(training: FakeTraining) -> None:
-        training.fail("RuntimeError: CUDA error: uncorrectable ECC error", rank=1)
-        scene.cluster.quiet.add("host1")
-
-    scene.training.faults[7] = once(breaks)
+    scene = with_a_node_that_breaks_and_falls_silent()
     scene.at(40.0, scene.cluster.quiet.clear)
     assert scene.supervise().state == "finished"
     assert [p.code for p in scene.cluster.started("agent", "host1")] == [-signal.SIGKILL]
