@@ -19,20 +19,26 @@ def each(cluster: Cluster, do: Callable[[T], R], items: Sequence[T]) -> list[R |
 
     Returns what came of it in the order of the items; where that was a ClusterError, this. `do` must not call `each`.
     """
+    trial = tried(do)
+    return cluster.abreast(trial, items) if isinstance(cluster, Abreast) else [trial(item) for item in items]
 
-    def tried(item: T) -> R | ClusterError:
+
+def tried(do: Callable[[T], R]) -> Callable[[T], R | ClusterError]:
+    """Return what does the same, but returns a ClusterError that it raises."""
+
+    def trial(item: T) -> R | ClusterError:
         try:
             return do(item)
         except ClusterError as error:
             return error
 
-    return cluster.abreast(tried, items) if isinstance(cluster, Abreast) else [tried(item) for item in items]
+    return trial
 
 
 def aside(cluster: Cluster, do: Callable[[], R]) -> Future[R]:
     """Do something about nodes that may take minutes beside all else, if the cluster can; else it is done now.
 
-    Nobody waits for it at the end of this process.
+    At its end this process does not wait for it, but for what it asks of the nodes just then.
     """
     done: Future[R] = Future()
 

@@ -272,9 +272,8 @@ class Fleet:
         self._end(self._found_again())
         back = [node for node in self._strays if not self._cluster.silence_s(node)]
         self._strays = [node for node in self._strays if node not in back]
-        for name in ("agent", "rendezvous"):
-            there = [n for n in back if n not in (self.nodes if name == "agent" else [self.stores.place])]
-            each(self._cluster, partial(kill_all, self._cluster, name=name), there)
+        agents, stores = (n for n in back if n not in self.nodes), (n for n in back if n != self.stores.place)
+        _kill_left(self._cluster, list(agents), list(stores))
 
     def _found_again(self) -> list[Process]:
         """Return what was abandoned and can be killed now; it is not remembered any more."""
@@ -339,7 +338,12 @@ def clear(cluster: Cluster, owner: Owner, nodes: Sequence[Node]) -> None:
     if not cluster.lasting:
         return
     own = still_own(cluster, [*meeting_places(cluster, owner.run, []), *nodes], owner)
-    for name, places in (("agent", [n for n in own if n in nodes]), ("rendezvous", own)):
+    _kill_left(cluster, [n for n in own if n in nodes], own)
+
+
+def _kill_left(cluster: Cluster, agents: Sequence[Node], stores: Sequence[Node]) -> None:
+    """Kill the agents, and the rendezvous stores, that run on nodes."""
+    for name, places in (("agent", agents), ("rendezvous", stores)):
         each(cluster, partial(kill_all, cluster, name=name), places)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cluster import Cluster, ClusterError, Node, Occupied, Owner, Rented
 from fgtrain.plan import World
 from launcher import exclusions
+from launcher.abreast import tried
 from launcher.fleet import seat_count
 from launcher.stores import meeting_places
 
@@ -84,19 +85,11 @@ def _refusals(cluster: Cluster, nodes: Sequence[Node], owner: Owner) -> dict[str
 
 def _refused(do: Callable[[Node], None], nodes: Sequence[Node]) -> Iterator[tuple[str, ClusterError]]:
     """Do something on nodes, several at once; yields the names of those that refuse, and why."""
-
-    def tried(node: Node) -> ClusterError | None:
-        try:
-            do(node)
-        except ClusterError as error:
-            return error
-        return None
-
     if len(nodes) == 1:  # without a thread, which a process would wait for when it ends
-        said = [tried(nodes[0])]
+        said = [tried(do)(nodes[0])]
     else:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            said = list(pool.map(tried, nodes))
+            said = list(pool.map(tried(do), nodes))
     yield from ((node.name, error) for node, error in zip(nodes, said, strict=True) if error)
 
 

@@ -58,7 +58,6 @@ class Joining:
 
     def look(self, now: float) -> None:
         """Give a seat to a node that was found, and look for the next if seats are missing."""
-        self._admit()
         if self._search and self._search.done():
             search, self._search = self._search, None
             self._take(search, now)
